@@ -1,0 +1,54 @@
+# The two commands: `make run` and `make test`. Each does its own set-up; both work from any folder
+# (`make -C path/to/checkout run`, or `make -f ../Makefile run` from inside).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+PYTHON ?= python3
+BIN := $(ROOT)/.venv/bin
+IN_ROOT := cd "$(ROOT)" &&
+
+.PHONY: help run test lint format catalog bench-init chromium
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(ROOT)/.venv/bin/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "PEFT Lab needs Python 3.11 or 3.12; name one with: make run PYTHON=python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(ROOT)/.venv"
+
+$(ROOT)/.venv/installed: $(ROOT)/requirements.txt | $(ROOT)/.venv/bin/python
+	@echo "Installing requirements (the first time takes a few minutes) ..."
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/requirements.txt"
+	touch "$@"
+
+$(ROOT)/.venv/installed-tests: $(ROOT)/tests/requirements.txt $(ROOT)/.venv/installed
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/tests/requirements.txt"
+	touch "$@"
+
+run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
+	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
+	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/main.py
+
+test: lint chromium ## lint, then unit, db, engine, app and browser tests
+	@$(IN_ROOT) "$(BIN)/python" -m pytest
+
+lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
+	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . && "$(BIN)/python" -m mypy
+
+format: $(ROOT)/.venv/installed-tests ## let ruff fix and format
+	@$(IN_ROOT) "$(BIN)/python" -m ruff check --fix . && "$(BIN)/python" -m ruff format .
+
+chromium: # the browser tests skip themselves, with the reason, where none can be had
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "No Chromium found and none could be installed: browser tests will be skipped." >&2
+
+catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog again
+	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_catalog
+
+bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dispatch

@@ -1,0 +1,222 @@
+"""Typed job specs: everything that decides a measurement, validated, frozen and hashed.
+
+Checks what can be known from the spec alone (types, bounds, fields that the adapter type has). What depends on the
+machine or on the model's modules is checked by ``engine.catalog.requirements``. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engine import catalog
+
+Kind = Literal["init", "inspect"]
+MEASURED_KINDS: tuple[str, ...] = ("init",)
+Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+class SpecError(ValueError):
+    """A spec that cannot work. ``field`` names the part at fault; the text is one sentence starting with it."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(f"{field}: {sentence}")
+        self.field = field
+        self.sentence = sentence
+
+
+class Frozen(BaseModel):
+    """Common behaviour of every spec model: immutable, no unknown fields, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FreshAdapter(Frozen):
+    """An adapter to create: its PEFT type, the fields every user knows, and the rest by PEFT's own names."""
+
+    type: str = "lora"
+    rank: int | None = Field(default=None, ge=1, le=65536)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] | None = "all-linear"
+    adapter_dtype: Dtype = "float32"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_of_the_type(cls, data: Any) -> Any:
+        """Resolve what was left out from the catalog, so that equal measurements have equal hashes."""
+        if not isinstance(data, Mapping):
+            return data
+        try:
+            adapter_type = catalog.adapter_type(data.get("type", "lora"))
+        except catalog.UnknownEntry as error:
+            raise SpecError("adapter.type", str(error)) from None
+        filled = dict(data)
+        for name, default in (("rank", 16), ("alpha", 32.0), ("dropout", 0.0)):
+            peft_name = adapter_type.common_fields.get(name)
+            if peft_name is None:
+                if filled.get(name) is not None:
+                    raise SpecError(f"adapter.{name}", f"{adapter_type.label} has no {name}; leave it out")
+                filled[name] = None
+            elif filled.get(name) is None:
+                filled[name] = default
+        if not adapter_type.targets_modules:
+            if filled.get("target_modules") not in (None, "all-linear"):
+                raise SpecError("adapter.target_modules", f"{adapter_type.label} adapts no modules; leave it out")
+            filled["target_modules"] = None
+        filled["options"] = catalog.check_options(adapter_type, filled.get("options") or {}, SpecError)
+        return filled
+
+    @field_validator("target_modules")
+    @classmethod
+    def _sorted_names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value is None:
+            return None
+        if not value or (not isinstance(value, str) and not all(value)):
+            raise ValueError("give a preset, a regular expression, or at least one module name")
+        return value if isinstance(value, str) else tuple(sorted(set(value)))
+
+
+class SavedAdapter(Frozen):
+    """An adapter saved by PEFT in a local folder; its type and fields are read from its ``adapter_config.json``."""
+
+    path: str = Field(min_length=1)
+    low_cpu_mem_usage: bool = False
+    adapter_dtype: Dtype = "float32"
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return str(Path(value).expanduser().resolve())
+
+
+class InitSpec(Frozen):
+    """Attach an adapter to a model and measure how long it takes and how much memory it needs."""
+
+    kind: Literal["init"] = "init"
+    task: Literal["causal_lm"] = "causal_lm"
+    model: str = Field(min_length=1)
+    weights: Literal["synthetic", "pretrained"] = "synthetic"
+    dtype: Dtype = "bfloat16"
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda:\d{1,3})$")] = "cpu"
+    node: None = None
+    attention: Attention = "sdpa"
+    quantization: None = None
+    adapter: FreshAdapter | SavedAdapter = Field(default_factory=FreshAdapter)
+    strategy: str = "stock"
+    repeats: int = Field(default=5, ge=1, le=100)
+    warmup: int = Field(default=1, ge=0, le=20)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    timeout_s: float = Field(default=3600, gt=0, le=7 * 86400)
+    memory_limit_bytes: int | None = Field(default=None, ge=2**20)
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _first_gpu(cls, value: Any) -> Any:
+        return "cuda:0" if value == "cuda" else value
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _choose_adapter_model(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return SavedAdapter.model_validate(value) if "path" in value else FreshAdapter.model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _strategy_exists(self) -> Self:
+        try:
+            catalog.strategy(self.kind, self.strategy)
+        except catalog.UnknownEntry as error:
+            raise SpecError("strategy", str(error)) from None
+        if self.adapter.adapter_dtype not in ("float32", self.dtype):
+            raise SpecError(
+                "adapter.adapter_dtype",
+                f"must be float32 (PEFT's default) or the model's own dtype {self.dtype}, "
+                f"not {self.adapter.adapter_dtype}",
+            )
+        return self
+
+
+class InspectSpec(Frozen):
+    """List a model's adaptable modules. A request: it goes through the queue and measures nothing."""
+
+    kind: Literal["inspect"] = "inspect"
+    model: str = Field(min_length=1)
+    timeout_s: float = Field(default=300, gt=0, le=7 * 86400)
+    memory_limit_bytes: None = None
+    device: Literal["cpu"] = "cpu"
+
+
+Spec = InitSpec | InspectSpec
+_KINDS: dict[str, type[InitSpec] | type[InspectSpec]] = {"init": InitSpec, "inspect": InspectSpec}
+
+
+def parse_spec(data: str | bytes | Mapping[str, Any]) -> Spec:
+    """Turn JSON text or a mapping into a spec.
+
+    Raises:
+        SpecError: with one sentence that names the field at fault and what would be right.
+    """
+    if isinstance(data, str | bytes):
+        try:
+            data = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            detail = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise SpecError("spec", f"is not valid JSON{detail}") from None
+    if not isinstance(data, Mapping):
+        raise SpecError("spec", f"must be a JSON object, not {_name_of(data)}")
+    kind = data.get("kind", "init")
+    model = _KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise SpecError("kind", f"must be one of {', '.join(_KINDS)}, not {kind!r}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def canonical_json(spec: Spec) -> str:
+    """The one JSON text of a spec: every field present, keys sorted, no spaces."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def spec_hash(spec: Spec) -> str:
+    """SHA-256 of the canonical JSON, as 64 hexadecimal digits. Replicas share it."""
+    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
+
+
+def _name_of(value: Any) -> str:
+    names = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _first_problem(error: ValidationError) -> SpecError:
+    """The first of pydantic's findings as one sentence in our words."""
+    problem = error.errors(include_url=False)[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError):
+        return cause
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("str", "tuple[str, ...]")) or "spec"
+    if isinstance(cause, ValidationError):
+        return _first_problem(cause)
+    value = problem.get("input")
+    shown = "null" if value is None else repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return SpecError(field, f"must be a finite number, not {value}")
+    if problem["type"] == "extra_forbidden":
+        return SpecError(field, "is not a field of this spec; remove it")
+    if problem["type"] == "missing":
+        return SpecError(field, "is missing")
+    if problem["type"] == "string_pattern_mismatch":
+        return SpecError(field, f"must be cpu, mps or cuda:N, not {shown}")
+    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return SpecError(field, f"{text[0].lower()}{text[1:]} (got {shown[:80]})")
