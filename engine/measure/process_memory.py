@@ -1,0 +1,135 @@
+"""The operating system's view of a process's memory: resident bytes, anonymous and file-backed apart, and its peak.
+
+Does not know what the memory is used for (``tensors`` does) and keeps no history. The split views and the peak come
+from Linux's ``/proc``; elsewhere only the resident size is known and the others are ``None``, never a guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_STATUS_FIELDS = {
+    "VmRSS": "rss_bytes",
+    "VmHWM": "peak_rss_bytes",
+    "RssAnon": "rss_anon_bytes",
+    "RssFile": "rss_file_bytes",
+    "RssShmem": "rss_shared_bytes",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """Memory of one process in bytes. ``None`` marks a view that this system does not offer."""
+
+    rss_bytes: int
+    rss_anon_bytes: int | None = None
+    rss_file_bytes: int | None = None
+    rss_shared_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+
+
+def read_process_memory(pid: int | None = None) -> ProcessMemory | None:
+    """Read the memory of a process, this one by default; ``None`` if it has ended (a zombie has no memory left)."""
+    pid = os.getpid() if pid is None else pid
+    if not sys.platform.startswith("linux"):
+        try:
+            return ProcessMemory(rss_bytes=psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return None
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found: dict[str, int] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in _STATUS_FIELDS:
+            found[_STATUS_FIELDS[name]] = int(value.split()[0]) * 1024
+    return ProcessMemory(**found) if "rss_bytes" in found else None
+
+
+def reset_peak(pid: int | None = None) -> bool:
+    """Set ``peak_rss_bytes`` back to what is resident now; say whether the system allowed it."""
+    try:
+        Path(f"/proc/{os.getpid() if pid is None else pid}/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def return_freed_memory() -> None:
+    """Collect garbage and have glibc give free heap pages back, so that a peak taken next is not hidden by them."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@dataclasses.dataclass(slots=True)
+class PeakIncrease:
+    """How far memory rose above its level at the start, in bytes. ``None`` where the system does not tell."""
+
+    rss_bytes: int | None = None
+    rss_anon_bytes: int | None = None
+
+
+@contextlib.contextmanager
+def peak_increase(interval_s: float = 0.001) -> Iterator[PeakIncrease]:
+    """Measure this process's peak above its present level; the yielded record is filled when the block ends.
+
+    The resident peak is the kernel's own high-water mark and misses nothing. The anonymous peak is sampled every
+    ``interval_s`` by a thread and may miss a shorter spike.
+    """
+    record = PeakIncrease()
+    return_freed_memory()
+    can_reset = reset_peak()
+    before = read_process_memory()
+    sampler = _AnonymousSampler(interval_s) if before and before.rss_anon_bytes is not None else None
+    if sampler is not None:
+        sampler.start()
+    try:
+        yield record
+    finally:
+        if sampler is not None:
+            record.rss_anon_bytes = sampler.stop()
+        after = read_process_memory()
+        if can_reset and before and after and after.peak_rss_bytes is not None:
+            record.rss_bytes = max(0, after.peak_rss_bytes - before.rss_bytes)
+
+
+class _AnonymousSampler(threading.Thread):
+    """Polls the cheap ``/proc/self/statm`` (about 5 microseconds a reading) and keeps the largest increase."""
+
+    def __init__(self, interval_s: float) -> None:
+        super().__init__(name="anonymous-memory-sampler", daemon=True)
+        self._interval_s = interval_s
+        self._finished = threading.Event()
+        self._descriptor = os.open("/proc/self/statm", os.O_RDONLY)
+        self._start_bytes = self._read()
+        self._peak_bytes = self._start_bytes
+
+    def _read(self) -> int:
+        fields = os.pread(self._descriptor, 256, 0).split()
+        return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+    def run(self) -> None:
+        while not self._finished.wait(self._interval_s):
+            self._peak_bytes = max(self._peak_bytes, self._read())
+
+    def stop(self) -> int:
+        """End the thread and return the peak above the start in bytes."""
+        self._finished.set()
+        self.join()
+        self._peak_bytes = max(self._peak_bytes, self._read())
+        os.close(self._descriptor)
+        return self._peak_bytes - self._start_bytes
