@@ -19,6 +19,7 @@ from engine import catalog
 
 Kind = Literal["init", "inspect"]
 MEASURED_KINDS: tuple[str, ...] = ("init",)
+REQUEST_KINDS: tuple[str, ...] = ("inspect",)
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 

@@ -1,0 +1,255 @@
+"""The command line: the same engine as the dashboard, for scripts and for machines without a browser.
+
+Prints progress on stderr and one JSON document on stdout. Exit status 0 = done (also when the result is
+``out_of_memory``), 2 = bad input (one sentence naming the field), 1 = failed. Measures nothing in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import catalog
+from engine.spec import InitSpec, SpecError, parse_spec, spec_hash
+
+if TYPE_CHECKING:
+    from engine.executors.local import LocalExecutor, LocalWorker
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+_START_METHODS = ("forkserver", "spawn")
+
+
+class BadInput(ValueError):
+    """Something given on the command line cannot work; the text is one sentence that names it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (BadInput, SpecError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description="Measure PEFT adapters without a browser.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(command=command)
+        return subparser
+
+    measure = add("measure", _measure, "run one spec in a fresh process and print the result")
+    measure.add_argument("spec", metavar="SPEC.json|-", help="a file with the spec, or - for standard input")
+    inspect = add("inspect", _inspect, "list a model's adaptable modules, shapes, counts and parameter totals")
+    inspect.add_argument("model", metavar="MODEL", help="a bundled model, a folder with a config.json, or a hub id")
+    add("catalog", _catalog, "list models, adapter types, strategies and the devices here")
+    supervise = add("supervise", _supervise, "claim and run queued runs until stopped")
+    supervise.add_argument(
+        "--idle-exit", metavar="SECONDS", type=float, default=None, help="end after so long without work"
+    )
+    importing = add("import", _import, "store results measured elsewhere")
+    importing.add_argument("results", metavar="RESULT.json", nargs="+")
+    exporting = add("export", _export, "print stored results as documents")
+    exporting.add_argument("run_ids", metavar="RUN_ID", nargs="+", type=int)
+    return parser
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def _measure(options: argparse.Namespace) -> int:
+    spec = parse_spec(_read(options.spec, "SPEC.json"))
+    if not isinstance(spec, InitSpec):
+        raise BadInput(f"kind: measure runs init specs; for {spec.kind} use `python -m engine {spec.kind}`")
+    executor = _executor()
+    devices = executor.start()
+    _refuse_what_cannot_work(spec, devices)
+    from engine.executors.processes import DeviceLock
+
+    lock = DeviceLock.try_acquire(spec.device)
+    if lock is None:
+        print(f"Waiting for {spec.device}: another measurement is running", file=sys.stderr)
+    while lock is None:
+        time.sleep(0.2)
+        lock = DeviceLock.try_acquire(spec.device)
+    with tempfile.TemporaryDirectory(prefix="peft-lab-") as folder:
+        worker = executor.submit(spec.model_dump(mode="json"), Path(folder), lock)
+        lock.close()
+        try:
+            document = _watch(worker, spec)
+        finally:
+            worker.cancel()
+        log = Path(folder, "log.txt").read_text(errors="replace") if Path(folder, "log.txt").exists() else ""
+    print(json.dumps(document))
+    if document["error"] is not None:
+        print("".join(f"{line}\n" for line in log.splitlines()[-20:]), end="", file=sys.stderr)
+        print(document["error"]["text"], file=sys.stderr)
+    return DONE if document["state"] in ("succeeded", "out_of_memory") else FAILED
+
+
+def _watch(worker: LocalWorker, spec: InitSpec) -> dict[str, Any]:
+    """Wait for a worker, show its phases on stderr, hold it to its limits, and return its result document."""
+    from engine.executors.endings import document_without_result, ending_of, limit_passed
+    from engine.executors.local import SAMPLE_INTERVAL_S
+
+    document = spec.model_dump(mode="json")
+    ending, phase = None, ""
+    while worker.is_alive():
+        worker.sample()
+        progress = worker.progress()
+        if progress is not None and progress.phase != phase:
+            phase = progress.phase
+            print(f"{worker.age_s:7.1f} s  {phase}", file=sys.stderr)
+        ending = limit_passed(document, worker)
+        if ending is not None:
+            worker.cancel()
+            break
+        time.sleep(SAMPLE_INTERVAL_S)
+    found = worker.collect()
+    return found or document_without_result(document, spec_hash(spec), ending or ending_of(worker), worker)
+
+
+def _refuse_what_cannot_work(spec: InitSpec, devices: Sequence[Any]) -> None:
+    from engine.catalog import requirements
+
+    groups = None
+    problems = requirements.problems(spec, devices, None)
+    if not problems:
+        groups = catalog.models()[spec.model].groups if spec.model in catalog.models() else _groups_of(spec.model)
+        problems = requirements.problems(spec, devices, groups)
+    if problems:
+        raise problems[0]
+
+
+def _groups_of(model: str) -> tuple[catalog.ModuleGroup, ...]:
+    from engine.adapters import list_groups
+    from engine.models import build_meta
+
+    return tuple(list_groups(build_meta(model)))
+
+
+def _executor() -> LocalExecutor:
+    from engine.executors.local import LocalExecutor
+
+    method = os.environ.get("PEFT_LAB_START_METHOD", "forkserver")
+    if method not in _START_METHODS:
+        raise BadInput(f"PEFT_LAB_START_METHOD: must be {' or '.join(_START_METHODS)}, not {method!r}")
+    return LocalExecutor("spawn" if method == "spawn" else "forkserver")
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from engine.inspection import inspect_model
+
+    print(json.dumps(inspect_model(options.model)))
+    return DONE
+
+
+def _catalog(_options: argparse.Namespace) -> int:
+    from engine.measure.environment import devices
+
+    document = {
+        "models": {key: asdict(entry) for key, entry in catalog.models().items()},
+        "adapter_types": {key: asdict(entry) for key, entry in catalog.adapter_types().items()},
+        "strategies": {kind: [asdict(entry) for entry in catalog.strategies(kind)] for kind in ("init",)},
+        "devices": [asdict(device) for device in devices()],
+    }
+    print(json.dumps(document, default=_plain))
+    return DONE
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset | set) else dict(value)
+
+
+# --- the database ---------------------------------------------------------------------------------------------------
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    from db import session
+    from engine.supervisor import AlreadySupervised, Supervisor, hold_lock
+
+    home = session.home()
+    try:
+        hold_lock(home)
+    except AlreadySupervised as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    database = session.open_database()
+    supervisor = Supervisor(database, home, _executor())
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    signal.signal(signal.SIGINT, supervisor.stop)
+    supervisor.run(options.idle_exit)
+    database.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # multiprocessing would wait here for running workers; they go on alone and the next supervisor adopts them.
+    os._exit(DONE)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from db import runs, session
+
+    database = session.open_database()
+    stored = []
+    for name in options.results:
+        try:
+            documents = json.loads(_read(name, "RESULT.json"))
+        except ValueError:
+            raise BadInput(f"{name}: is not valid JSON") from None
+        for document in documents if isinstance(documents, list) else [documents]:
+            try:
+                with database.writing() as db:
+                    run_id, created = runs.import_document(db, document)
+            except runs.ImportRefused as error:
+                raise BadInput(f"{name}: {error}") from None
+            stored.append({"file": name, "run_id": run_id, "created": created})
+    print(json.dumps(stored))
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from db import runs, session
+
+    database = session.open_database()
+    documents = []
+    with database.reading() as db:
+        for run_id in options.run_ids:
+            if runs.get_run(db, run_id) is None:
+                raise BadInput(f"RUN_ID: there is no run {run_id}")
+            documents.append(runs.export_document(db, run_id))
+    print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    return DONE
+
+
+def _read(name: str, what: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror).lower()
+        raise BadInput(f"{what}: {name} cannot be read: {reason}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

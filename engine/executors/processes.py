@@ -1,0 +1,119 @@
+"""Identify, end and lock things on this host: processes by pid and start time, devices by file lock.
+
+Does not start workers and knows nothing of runs. POSIX only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def process_start_s(pid: int) -> float | None:
+    """When a live process started, in seconds since boot; None if there is no such process or it is a zombie.
+
+    A pid alone says little, since pids are reused; pid and start time together name one process. Seconds since boot
+    rather than wall-clock time, because setting the clock must not make a process look like another.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None if os.path.isdir("/proc/self") else _start_without_proc_s(pid)
+    return None if fields[0] in "ZX" else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _start_without_proc_s(pid: int) -> float | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def process_age_s(start_s: float) -> float:
+    """Seconds since a process started, given its ``process_start_s``."""
+    now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+    return max(now_s - start_s, 0.0)
+
+
+def is_same_process(pid: int, started_s: float) -> bool:
+    """Whether the process that had this pid and start time is still alive."""
+    now = process_start_s(pid)
+    return now is not None and abs(now - started_s) < 0.005
+
+
+def end_process_group(pid: int, grace_s: float = 1.0) -> None:
+    """End a worker and everything it started: SIGTERM to its process group, SIGKILL after ``grace_s`` seconds."""
+    for signal_number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(pid, signal_number)
+        except (ProcessLookupError, PermissionError):
+            return
+        deadline_s = time.monotonic() + wait_s
+        while time.monotonic() < deadline_s:
+            if process_start_s(pid) is None:
+                # The leader is gone; what it left in its group goes with it.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+
+class DeviceLock:
+    """A host-wide lock on one device, held by whoever has a copy of the open file.
+
+    Passed to a worker process it lives exactly as long as the worker, whatever becomes of the supervisor:
+    ``flock`` belongs to the open file, and the worker gets a duplicate of it.
+    """
+
+    def __init__(self, descriptor: int, device: str) -> None:
+        self._descriptor = descriptor
+        self.device = device
+
+    @classmethod
+    def try_acquire(cls, device: str) -> DeviceLock | None:
+        """Take the lock of ``device`` (``cpu``, ``cuda:0`` ...) or return None at once if it is held."""
+        folder = Path(tempfile.gettempdir()) / "peft-lab-devices"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{device.replace(':', '-')}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        for shared in (folder, path):
+            # Measurements of different users on one host must not overlap either.
+            with contextlib.suppress(PermissionError):
+                shared.chmod(0o1777 if shared.is_dir() else 0o666)
+        if not try_lock_file(descriptor):
+            os.close(descriptor)
+            return None
+        return cls(descriptor, device)
+
+    def close(self) -> None:
+        """Give up this process's copy; the lock is free when no process has one."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __reduce__(self) -> tuple[Callable[..., DeviceLock], tuple[Any, str]]:
+        return _rebuild_lock, (reduction.DupFd(self._descriptor), self.device)
+
+
+def _rebuild_lock(descriptor: Any, device: str) -> DeviceLock:
+    return DeviceLock(descriptor.detach(), device)
+
+
+def try_lock_file(descriptor: int) -> bool:
+    """Take an exclusive ``flock`` on an open file; False at once if another open file of it has the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,24 @@
+"""What the fork server imports before its first worker: the libraries and the modelling code, and nothing that runs.
+
+Importing takes seconds, a fork milliseconds. Must start no thread and touch no GPU: workers are forked from here.
+"""
+
+import importlib
+
+import peft  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
+
+import engine.worker  # noqa: F401
+from engine import catalog
+from engine.jobs import JOBS
+from engine.measure import environment
+
+for _job in JOBS.values():
+    importlib.import_module(_job)
+for _model_type in sorted({entry.config["model_type"] for entry in catalog.models().values()}):
+    importlib.import_module(f"transformers.models.{_model_type}.modeling_{_model_type}")
+environment.preload()
+
+#: Read by the first worker: Python swallows the error when a preload fails to import.
+LOADED = True

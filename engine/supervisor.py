@@ -1,0 +1,268 @@
+"""Take queued runs from the database, have workers measure them, and keep what they found.
+
+One process per database, held by a file lock; the queue stays correct if two race. Claims, starts, samples, cancels,
+times out, and recovers runs whose supervisor died: their workers are adopted if they live, their results taken if they
+left one, and only otherwise is a run ``lost``. Does not measure anything itself and never retries a measurement.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing import connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from db import queue, runs, session
+from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
+from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
+from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
+from engine.result import Device
+from engine.spec import MEASURED_KINDS, REQUEST_KINDS
+
+_POLL_S = 0.1
+_HEARTBEAT_S = 2.0
+_CONTROL_S = 0.25
+_RECOVER_S = 10.0
+#: A run claimed this long ago whose worker never wrote who it is has none.
+_START_GRACE_S = 15.0
+
+_log = logging.getLogger("engine.supervisor")
+
+
+class AlreadySupervised(RuntimeError):
+    """Another supervisor serves this database."""
+
+
+@dataclass
+class _Active:
+    run_id: int
+    spec: Mapping[str, Any]
+    spec_hash: str
+    worker: LocalWorker
+    next_sample_s: float = 0.0
+    stored_progress: str = ""
+
+    @property
+    def is_request(self) -> bool:
+        return self.spec["kind"] in REQUEST_KINDS
+
+
+def hold_lock(home: Path) -> int:
+    """Take the one supervisor lock of a home folder for as long as this process lives.
+
+    Raises:
+        AlreadySupervised: naming the process that has it.
+    """
+    path = home / "supervisor.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if not try_lock_file(descriptor):
+        owner = path.read_text().strip() or "unknown"
+        os.close(descriptor)
+        raise AlreadySupervised(f"supervisor: process {owner} already serves {home}")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+class Supervisor:
+    """The loop and what it holds. ``run`` returns when told to stop or, if asked, after a time without work."""
+
+    def __init__(self, database: session.Database, home: Path, executor: LocalExecutor) -> None:
+        self._database = database
+        self._home = home
+        self._executor = executor
+        self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}"
+        self._active: dict[int, _Active] = {}
+        self._devices: list[Device] = []
+        self._stopping = False
+        self._worked_s = time.monotonic()
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Finish the current round and return from ``run``. Workers go on; the next supervisor adopts them."""
+        self._stopping = True
+
+    def run(self, idle_exit_s: float | None = None) -> None:
+        """Serve the queue until stopped, or until nothing was queued or running for ``idle_exit_s`` seconds."""
+        # Before the first claim: workers of a dead supervisor may still be using the devices.
+        self._recover()
+        self._devices = self._executor.start()
+        with self._database.writing() as db:
+            runs.upsert_devices(db, [asdict(device) for device in self._devices])
+        _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
+        next_heartbeat_s = next_control_s = next_recover_s = 0.0
+        while not self._stopping:
+            now_s = time.monotonic()
+            self._look_at_workers(now_s)
+            if now_s >= next_control_s:
+                next_control_s = now_s + _CONTROL_S
+                self._obey_cancels()
+                self._store_progress()
+            if now_s >= next_heartbeat_s and self._active:
+                next_heartbeat_s = now_s + _HEARTBEAT_S
+                with self._database.writing() as db:
+                    queue.heartbeat(db, list(self._active))
+            if now_s >= next_recover_s:
+                next_recover_s = now_s + _RECOVER_S
+                self._recover()
+            while not self._stopping and self._claim_one():
+                pass
+            if self._active:
+                self._worked_s = now_s
+            elif idle_exit_s is not None and now_s - self._worked_s > idle_exit_s:
+                _log.info("nothing to do for %.0f s", idle_exit_s)
+                return
+            self._wait()
+
+    # --- starting ---------------------------------------------------------------------------------------------------
+
+    def _claim_one(self) -> bool:
+        """Claim and start one run that can start now; False if there is none."""
+        with self._database.reading() as db:
+            waiting = queue.queue_depth(db)
+        if not waiting:
+            return False
+        if not any(active.is_request for active in self._active.values()) and self._start(None, REQUEST_KINDS):
+            return True
+        for device in self._devices:
+            if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
+                continue
+            lock = DeviceLock.try_acquire(device.id)
+            if lock is None:
+                continue
+            try:
+                if self._start(lock, MEASURED_KINDS):
+                    return True
+            finally:
+                # The worker has its own copy by now.
+                lock.close()
+        return False
+
+    def _start(self, lock: DeviceLock | None, kinds: Collection[str]) -> bool:
+        devices = [lock.device] if lock else [device.id for device in self._devices]
+        with self._database.writing() as db:
+            claimed = queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds)
+        if claimed is None:
+            return False
+        folder = run_folder(self._home, claimed.uid)
+        try:
+            worker = self._executor.submit(claimed.spec, folder, lock)
+        except OSError as error:
+            ending: Ending = ("failed", f"The worker could not be started: {error}")
+            self._finish(claimed.id, document_without_result(claimed.spec, claimed.spec_hash, ending))
+            return True
+        self._active[claimed.id] = _Active(claimed.id, claimed.spec, claimed.spec_hash, worker)
+        with self._database.writing() as db:
+            queue.started(
+                db,
+                claimed.id,
+                worker_pid=worker.pid,
+                worker_process_started_at=worker.process_start_s,
+                run_folder=str(folder),
+            )
+        return True
+
+    # --- watching ---------------------------------------------------------------------------------------------------
+
+    def _look_at_workers(self, now_s: float) -> None:
+        for active in list(self._active.values()):
+            if not active.worker.is_alive():
+                self._collect(active)
+                continue
+            if now_s >= active.next_sample_s:
+                active.next_sample_s = now_s + SAMPLE_INTERVAL_S
+                active.worker.sample()
+                ending = limit_passed(active.spec, active.worker)
+                if ending is not None:
+                    self._end(active, ending)
+
+    def _obey_cancels(self) -> None:
+        if not self._active:
+            return
+        with self._database.reading() as db:
+            requested = queue.cancel_requests(db, list(self._active))
+        for run_id in requested:
+            self._end(self._active[run_id], ("cancelled", "Cancelled while it was running"))
+
+    def _end(self, active: _Active, ending: Ending) -> None:
+        active.worker.cancel()
+        self._collect(active, ending)
+
+    def _store_progress(self) -> None:
+        moved = []
+        for active in self._active.values():
+            progress = active.worker.progress()
+            if progress is not None:
+                shown = f"{progress.phase} {progress.done * 20 // max(progress.total, 1)}"
+                if shown != active.stored_progress:
+                    active.stored_progress = shown
+                    moved.append((active.run_id, asdict(progress)))
+        if moved:
+            with self._database.writing() as db:
+                for run_id, document in moved:
+                    queue.progress(db, run_id, document)
+
+    def _wait(self) -> None:
+        """Sleep until a worker ends or it is time to look again; never spin beside a measurement."""
+        sentinels = [a.worker.sentinel for a in self._active.values() if a.worker.sentinel is not None]
+        timeout_s = SAMPLE_INTERVAL_S if self._active else _POLL_S
+        if sentinels:
+            connection.wait(sentinels, timeout=timeout_s)
+        else:
+            time.sleep(timeout_s)
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    def _collect(self, active: _Active, ending: Ending | None = None) -> None:
+        # A result that was whole before the worker was ended is kept: it was measured.
+        document = active.worker.collect()
+        if document is None:
+            ending = ending or ending_of(active.worker)
+            document = document_without_result(active.spec, active.spec_hash, ending, active.worker)
+        self._finish(active.run_id, document)
+        del self._active[active.run_id]
+
+    def _finish(self, run_id: int, document: Mapping[str, Any]) -> None:
+        with self._database.writing() as db:
+            stored = queue.finish(db, run_id, document)
+        _log.info("run %d %s", run_id, document["state"] if stored else "was already finished")
+
+    # --- recovering -------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Adopt, collect or declare lost every running run whose supervisor is gone."""
+        with self._database.reading() as db:
+            running = queue.running(db)
+        for row in running:
+            if row.id in self._active or _supervisor_lives(row.supervisor, self._id):
+                continue
+            folder = run_folder(self._home, row.uid)
+            worker = self._executor.adopt(folder)
+            if worker is not None:
+                _log.info("run %d: adopted its worker, process %d", row.id, worker.pid)
+                self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
+                continue
+            document = LocalWorker(0, 0.0, folder).collect()
+            if document is None:
+                if worker_identity(folder) is None and time.time() - (row.claimed_at or 0.0) < _START_GRACE_S:
+                    continue
+                text = "The supervisor and the worker both ended before there was a result"
+                document = document_without_result(row.spec, row.spec_hash, ("lost", text))
+            self._finish(row.id, document)
+
+
+def run_folder(home: Path, uid: str) -> Path:
+    """Where a run keeps its files: ``<home>/runs/<uid>``."""
+    return home / "runs" / uid
+
+
+def _supervisor_lives(name: str | None, own: str) -> bool:
+    """Whether the supervisor that claimed a run still runs (on this host) and so still answers for it."""
+    if name == own:
+        return True
+    pid, separator, started_s = (name or "").partition("@")
+    return bool(separator) and is_same_process(int(pid), float(started_s))

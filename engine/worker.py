@@ -1,0 +1,194 @@
+"""One spec in, one result out, in a process of its own: what runs between the fork and the result file.
+
+Does not start processes, choose what runs or talk to a database; that is the executor's and the supervisor's. Writes
+into its run folder ``worker.json`` (who it is), ``progress.json`` (where it is), ``log.txt`` and, once and whole,
+``result.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.executors.processes import DeviceLock, process_start_s
+from engine.result import Check, Failure, Metric, Progress, Result, Sample
+from engine.spec import InspectSpec, Spec, parse_spec, spec_hash
+
+WORKER_FILE = "worker.json"
+PROGRESS_FILE = "progress.json"
+RESULT_FILE = "result.json"
+LOG_FILE = "log.txt"
+
+_PROGRESS_INTERVAL_S = 0.1
+_OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
+
+def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None) -> None:
+    """Run one spec and leave its result in ``folder``. The entry point of every worker process.
+
+    ``lock`` is this worker's copy of the device lock; it is held until the process ends and never used otherwise.
+    """
+    os.setsid()
+    run_folder = Path(folder)
+    _send_output_to(run_folder / LOG_FILE)
+    write_atomically(
+        run_folder / WORKER_FILE,
+        {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid()), "job_started_at": time.time()},
+    )
+    spec = parse_spec(spec_document)
+    result = _run(spec, _ProgressFile(run_folder / PROGRESS_FILE))
+    write_atomically(run_folder / RESULT_FILE, result.to_document())
+
+
+def probe(connection: Any) -> None:
+    """Report through ``connection`` whether the preload took place, and this machine's devices.
+
+    Runs in a worker because looking at a GPU initialises CUDA, which must never happen in the fork server.
+    """
+    preloaded = getattr(sys.modules.get("engine.preload"), "LOADED", False)
+    reason = ""
+    if not preloaded:
+        try:
+            import engine.preload  # noqa: F401
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+    from engine.measure.environment import devices
+
+    connection.send({"preloaded": preloaded, "reason": reason, "devices": [asdict(device) for device in devices()]})
+    connection.close()
+
+
+def write_atomically(path: Path, document: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, also after a crash."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _ProgressFile:
+    """Keeps ``progress.json`` current, at most ten times a second, so that reporting costs the job nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written_s = -_PROGRESS_INTERVAL_S
+        self._phase = ""
+
+    def __call__(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        if progress.phase == self._phase and now_s - self._written_s < _PROGRESS_INTERVAL_S:
+            return
+        if progress.phase != self._phase:
+            logging.getLogger("engine").info("%s", progress.phase)
+        self._phase, self._written_s = progress.phase, now_s
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(progress)))
+        temporary.replace(self._path)
+
+
+def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
+    """Run the job and turn whatever happens into a result; only the process's death is not one."""
+    from engine.measure.environment import environment
+
+    document = spec.model_dump(mode="json")
+    metrics: tuple[Metric, ...] = ()
+    checks: tuple[Check, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    inspection: Mapping[str, Any] | None = None
+    error: Failure | None = None
+    state: Any = "succeeded"
+    try:
+        _prepare_process(spec)
+        from engine.jobs import run_job
+
+        outcome = run_job(spec, report)
+        metrics, checks, samples = tuple(outcome.metrics), tuple(outcome.checks), tuple(outcome.samples)
+        inspection = outcome.inspection
+    except BaseException as problem:
+        traceback.print_exc()
+        state = "out_of_memory" if _is_out_of_memory(problem) else "failed"
+        error = Failure(type(problem).__name__, _first_sentence(problem))
+        metrics = _peak_so_far() if state == "out_of_memory" else ()
+    return Result(
+        state=state,
+        spec=document,
+        spec_hash=spec_hash(spec),
+        metrics=metrics,
+        checks=checks,
+        samples=samples,
+        environment=environment(),
+        error=error,
+        inspection=inspection,
+    )
+
+
+def _prepare_process(spec: Spec) -> None:
+    import torch
+
+    if isinstance(spec, InspectSpec):
+        # A request may run beside a measurement: it takes only what the measurement leaves.
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        torch.set_num_threads(1)
+        return
+    torch.set_num_threads(spec.threads or len(_usable_cores()))
+    torch.manual_seed(spec.seed)
+
+
+def _usable_cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _send_output_to(path: Path) -> None:
+    """Let everything this process prints, from C libraries too, end in its log file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    # The warnings of the libraries' own deprecations say nothing about the measurement.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+
+
+def _is_out_of_memory(problem: BaseException) -> bool:
+    import torch
+
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(text in str(problem) for text in _OUT_OF_MEMORY_TEXTS)
+
+
+def _peak_so_far() -> tuple[Metric, ...]:
+    from engine.measure.process_memory import read_process_memory
+
+    memory = read_process_memory()
+    if memory is None:
+        return ()
+    return (Metric("peak_rss_bytes", "bytes", float(memory.peak_rss_bytes or memory.rss_bytes)),)
+
+
+def _first_sentence(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[0] if lines else f"{type(problem).__name__} without a message"
