@@ -1,0 +1,53 @@
+"""Entry of the dashboard: page settings, navigation, and a supervisor that runs. Pages are in ``app/views``.
+
+Run from the repository root with ``python -m streamlit run app/main.py``. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import state
+from db.session import DatabaseError
+
+st.set_page_config(page_title="PEFT Lab", page_icon=":material/science:", layout="wide")
+
+try:
+    state.database()
+except DatabaseError as error:
+    st.error(str(error), icon=":material/database:")
+    st.stop()
+
+page = st.navigation(
+    [
+        st.Page(
+            "views/overview.py",
+            title="Overview",
+            icon=":material/home:",
+            help="How long attaching an adapter takes on this machine, by adapter and strategy.",
+            default=True,
+        ),
+        st.Page(
+            "views/launch.py",
+            title="Launch",
+            icon=":material/rocket_launch:",
+            help="Choose what to measure and put it in the queue.",
+        ),
+        st.Page(
+            "views/queue.py",
+            title="Queue",
+            icon=":material/hourglass_top:",
+            help="What runs now, what waits, and what just ended.",
+        ),
+        st.Page(
+            "views/runs.py",
+            title="Runs",
+            icon=":material/table_rows:",
+            help="Every stored run: filter, select, compare, download.",
+        ),
+        st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
+    ],
+    position="top",
+)
+state.ensure_supervisor()
+page.run()

@@ -1,0 +1,98 @@
+"""What every page needs at hand: the database, the devices, the supervisor's state, the reader's clock.
+
+Opens things once per server process; keeps no job state, since everything about runs lives in the database.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psutil
+import streamlit as st
+
+from app.supervision import Supervision, SupervisorState
+from db import runs
+from db.session import Database, database_url, home, open_database
+from engine.result import Device
+
+
+@st.cache_resource(show_spinner="Opening the database", max_entries=8)
+def _open(url: str) -> Database:
+    return open_database(url)
+
+
+def database() -> Database:
+    """The database of this home folder, migrated; opened once per server process."""
+    return _open(database_url())
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _supervision(folder: Path) -> Supervision:
+    return Supervision(folder)
+
+
+def ensure_supervisor() -> SupervisorState:
+    """Make sure that a supervisor works on this database, and say whether it does."""
+    return _supervision(home()).ensure()
+
+
+@st.cache_data(ttl=10, show_spinner=False, max_entries=8)
+def _devices(url: str) -> tuple[Device, ...]:
+    with _open(url).reading() as session:
+        stored = tuple(Device(**row) for row in runs.devices(session))
+    return stored or (this_cpu(),)
+
+
+def devices() -> Sequence[Device]:
+    """The devices that the supervisor found here; this machine's CPU until it has looked."""
+    return _devices(database_url())
+
+
+def this_cpu() -> Device:
+    """The CPU as far as it can be known without torch."""
+    return Device(
+        id="cpu",
+        kind="cpu",
+        name=platform.processor() or platform.machine() or "CPU",
+        memory_bytes=psutil.virtual_memory().total,
+        dtypes=("float32", "bfloat16", "float16"),
+    )
+
+
+def free_memory_bytes() -> int:
+    """Memory that a new process could use now without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
+def zone() -> tzinfo | None:
+    """The reader's time zone as the browser tells it; the server's own where it does not."""
+    name = st.context.timezone
+    try:
+        return ZoneInfo(name) if name else None
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+def now_s() -> float:
+    """Now, as UTC epoch seconds like every time in the database."""
+    return time.time()
+
+
+def log_tail(path: Path, lines: int = 200) -> str:
+    """The last lines of a log file, read from its end; empty when there is none yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            end = file.tell()
+            start = max(end - 64 * 1024, 0)
+            file.seek(start)
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
