@@ -1,0 +1,256 @@
+"""The queue, which is the runs table: enqueue, claim, report, cancel, finish.
+
+Every function takes a session and leaves the transaction to its caller, who opens it with ``Database.writing()`` where
+something changes. Starts no process and decides nothing about runs that went missing; that is the supervisor's.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import CursorResult, Update, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from db.chunks import chunks
+from db.documents import parse_result
+from db.models import Run, Sweep
+from db.results import insert_measurements, result_columns
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to queue: its spec as JSON, and the columns that pages filter by. Requests have priority 1, others 0."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    spec_hash: str
+    model: str
+    device: str
+    adapter: str | None = None
+    adapter_type: str | None = None
+    strategy: str | None = None
+    dtype: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """What a supervisor needs to start the run that it has just claimed."""
+
+    id: int
+    uid: str
+    kind: str
+    spec: dict[str, Any]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRun:
+    """What a supervisor needs to find the worker of a run again. The worker's fields are None until it has started."""
+
+    id: int
+    uid: str
+    kind: str
+    device: str
+    spec: dict[str, Any]
+    supervisor: str | None
+    worker_pid: int | None
+    worker_process_started_at: float | None
+    run_folder: str | None
+    claimed_at: float | None
+    started_at: float | None
+    heartbeat_at: float | None
+    cancel_requested: bool
+
+
+def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = None) -> list[int]:
+    """Queue runs in the given order, in one sweep if it has a name. Returns their ids in the same order."""
+    if not specs:
+        return []
+    now = time.time()
+    sweep_id = None
+    if sweep_name is not None:
+        sweep = Sweep(name=sweep_name, created_at=now)
+        session.add(sweep)
+        session.flush()
+        sweep_id = sweep.id
+    replicas = next_replicas(session, {new.spec_hash for new in specs})
+    rows = []
+    for new in specs:
+        rows.append(
+            {
+                "uid": uuid.uuid4().hex,
+                "kind": new.kind,
+                "state": "queued",
+                "priority": new.priority,
+                "spec": dict(new.spec),
+                "spec_hash": new.spec_hash,
+                "model": new.model,
+                "adapter": new.adapter,
+                "adapter_type": new.adapter_type,
+                "strategy": new.strategy,
+                "dtype": new.dtype,
+                "device": new.device,
+                "sweep_id": sweep_id,
+                "replica": replicas[new.spec_hash],
+                "created_at": now,
+            }
+        )
+        replicas[new.spec_hash] += 1
+    ids = session.scalars(insert(Run).returning(Run.id, sort_by_parameter_order=True), rows)
+    return list(ids)
+
+
+def claim(
+    session: Session, *, supervisor: str, devices: Collection[str], kinds: Collection[str] | None = None
+) -> ClaimedRun | None:
+    """Take the next queued run of these devices (and kinds): highest priority first, then the oldest. None if none is.
+
+    One statement, so that two supervisors can never take the same run.
+    """
+    candidates = select(Run.id).where(
+        Run.state == "queued", Run.cancel_requested.is_(False), Run.device.in_(sorted(devices))
+    )
+    if kinds is not None:
+        candidates = candidates.where(Run.kind.in_(sorted(kinds)))
+    # SQLite has the one writer that BEGIN IMMEDIATE admits and leaves FOR UPDATE out; PostgreSQL needs it.
+    first = candidates.order_by(Run.priority.desc(), Run.id).limit(1).with_for_update(skip_locked=True)
+    now = time.time()
+    row = session.execute(
+        update(Run)
+        .where(Run.id == first.scalar_subquery())
+        .values(state="running", supervisor=supervisor, claimed_at=now, heartbeat_at=now)
+        .returning(Run.id, Run.uid, Run.kind, Run.spec, Run.device)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else ClaimedRun(*row)
+
+
+def started(session: Session, run_id: int, worker_pid: int, worker_process_started_at: float, run_folder: str) -> bool:
+    """Record the worker of a claimed run: its pid, and the start time that tells it from a later owner of that pid.
+
+    Returns False when the run is not running any more.
+    """
+    now = time.time()
+    values = {
+        "worker_pid": worker_pid,
+        "worker_process_started_at": worker_process_started_at,
+        "run_folder": run_folder,
+        "started_at": now,
+        "heartbeat_at": now,
+    }
+    return _changed(session, _running(run_id).values(values)) == 1
+
+
+def adopt(session: Session, run_id: int, supervisor: str) -> bool:
+    """Make this supervisor the one that watches a running run. Returns False when the run is not running any more."""
+    return _changed(session, _running(run_id).values(supervisor=supervisor, heartbeat_at=time.time())) == 1
+
+
+def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool:
+    """Record where a running run is ({"phase", "done", "total", "eta_s"}); also a heartbeat.
+
+    Returns False when the run is not running any more.
+    """
+    return _changed(session, _running(run_id).values(progress=dict(progress), heartbeat_at=time.time())) == 1
+
+
+def heartbeat(session: Session, run_ids: Collection[int]) -> None:
+    """Record that these running runs are alive."""
+    for chunk in chunks(run_ids):
+        _changed(session, _running(*chunk).values(heartbeat_at=time.time()))
+
+
+def request_cancel(session: Session, run_ids: Collection[int]) -> int:
+    """Cancel queued runs at once and ask for the end of running ones. Returns how many runs this changed."""
+    changed = 0
+    for chunk in chunks(run_ids):
+        queued = update(Run).where(Run.id.in_(chunk), Run.state == "queued")
+        changed += _changed(session, queued.values(state="cancelled", finished_at=time.time()))
+        asked = _running(*chunk).where(Run.cancel_requested.is_(False))
+        changed += _changed(session, asked.values(cancel_requested=True))
+    return changed
+
+
+def cancel_requests(session: Session, run_ids: Collection[int]) -> set[int]:
+    """Which of these runs someone asked to cancel."""
+    asked: set[int] = set()
+    for chunk in chunks(run_ids):
+        asked.update(session.scalars(select(Run.id).where(Run.id.in_(chunk), Run.cancel_requested.is_(True))))
+    return asked
+
+
+def finish(
+    session: Session, run_id: int, document: Mapping[str, Any], *, background_cpu_share: float | None = None
+) -> bool:
+    """Store the result document of a running run, with its metrics and at most 600 samples per series.
+
+    Returns False, and changes nothing, when the run is not running: a final state is never overwritten.
+    ``background_cpu_share`` is read from the metric of that name where it is not given.
+
+    Raises:
+        DocumentRefused: when the document is not a result; nothing is stored.
+    """
+    result = parse_result(document)
+    values = {**result_columns(result), "finished_at": time.time()}
+    if background_cpu_share is not None:
+        values["background_cpu_share"] = background_cpu_share
+    if _changed(session, _running(run_id).values(values)) != 1:
+        return False
+    insert_measurements(session, run_id, result)
+    return True
+
+
+def running(session: Session) -> list[RunningRun]:
+    """Every run in state ``running``, oldest claim first."""
+    rows = session.execute(
+        select(
+            Run.id,
+            Run.uid,
+            Run.kind,
+            Run.device,
+            Run.spec,
+            Run.supervisor,
+            Run.worker_pid,
+            Run.worker_process_started_at,
+            Run.run_folder,
+            Run.claimed_at,
+            Run.started_at,
+            Run.heartbeat_at,
+            Run.cancel_requested,
+        )
+        .where(Run.state == "running")
+        .order_by(Run.claimed_at, Run.id)
+    )
+    return [RunningRun(**row._mapping) for row in rows]
+
+
+def queue_depth(session: Session) -> int:
+    """How many runs are queued."""
+    return session.scalar(select(func.count()).select_from(Run).where(Run.state == "queued")) or 0
+
+
+def next_replicas(session: Session, spec_hashes: Iterable[str]) -> Counter[str]:
+    """For each spec, the replica number that its next run gets; 0 for the first."""
+    numbers: Counter[str] = Counter()
+    for chunk in chunks(sorted(spec_hashes)):
+        rows = session.execute(
+            select(Run.spec_hash, func.max(Run.replica)).where(Run.spec_hash.in_(chunk)).group_by(Run.spec_hash)
+        )
+        numbers.update({spec_hash: replica + 1 for spec_hash, replica in rows})
+    return numbers
+
+
+def _running(*run_ids: int) -> Update:
+    return update(Run).where(Run.id.in_(run_ids), Run.state == "running")
+
+
+def _changed(session: Session, statement: Update) -> int:
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -1,0 +1,39 @@
+"""Writes a checked result into the tables: the run's own columns, its metrics and its thinned-out samples.
+
+Shared by the end of a run and by imports. Does not check documents and does not decide whether they may be stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from db.documents import ParsedResult
+from db.downsampling import downsample
+from db.models import MemorySample, Metric
+
+
+def result_columns(result: ParsedResult) -> dict[str, Any]:
+    """The columns of ``runs`` that a result fills."""
+    shares = [metric.value for metric in result.metrics if metric.name == "background_cpu_share"]
+    return {
+        "state": result.state,
+        "error_kind": result.error_kind,
+        "error_text": result.error_text,
+        "environment": result.environment,
+        "checks": result.checks,
+        "failed_checks": sum(not check["passed"] for check in result.checks),
+        "inspection": result.inspection,
+        "background_cpu_share": max(shares, default=None),
+    }
+
+
+def insert_measurements(session: Session, run_id: int, result: ParsedResult) -> None:
+    """Store the metrics as they are and the samples downsampled."""
+    if result.metrics:
+        session.execute(insert(Metric), [{"run_id": run_id, **metric._asdict()} for metric in result.metrics])
+    samples = downsample(result.samples)
+    if samples:
+        session.execute(insert(MemorySample), [{"run_id": run_id, **sample._asdict()} for sample in samples])

@@ -1,0 +1,463 @@
+"""Stored runs, as pages and scripts read and edit them: lists, one run, metrics for charts, names, tags, deletion.
+
+Every function takes a session and leaves the transaction to its caller. Results are plain frozen records that need no
+session any more. Run folders on disk are the caller's; documents in and out are in ``db.transfer`` and offered here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Select, func, insert, or_, select, update
+from sqlalchemy import delete as sql_delete
+from sqlalchemy.orm import Session
+
+from db.chunks import chunks
+from db.documents import FINAL_STATES
+from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
+from db.transfer import ImportRefused, export_document, import_document
+
+__all__ = [
+    "DeviceRow",
+    "Duration",
+    "FilterValues",
+    "ImportRefused",
+    "MetricRow",
+    "MetricValue",
+    "RunDetail",
+    "RunRow",
+    "SampleRow",
+    "archive",
+    "delete",
+    "devices",
+    "durations",
+    "environments",
+    "export_document",
+    "filter_values",
+    "get_run",
+    "import_document",
+    "latest_inspection",
+    "list_runs",
+    "measured_hashes",
+    "metric_values",
+    "queued_and_running",
+    "recent",
+    "rename",
+    "restore",
+    "set_note",
+    "set_tags",
+    "upsert_devices",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """A run as lists show it. Names that end in ``_at`` are seconds since 1970 (UTC)."""
+
+    id: int
+    uid: str
+    kind: str
+    state: str
+    priority: int
+    origin: str
+    spec: dict[str, Any]
+    spec_hash: str
+    model: str
+    adapter: str | None
+    adapter_type: str | None
+    strategy: str | None
+    dtype: str | None
+    device: str
+    sweep_id: int | None
+    sweep_name: str | None
+    replica: int
+    created_at: float
+    claimed_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    heartbeat_at: float | None
+    archived_at: float | None
+    run_folder: str | None
+    progress: dict[str, Any] | None
+    cancel_requested: bool
+    error_kind: str | None
+    error_text: str | None
+    failed_checks: int | None
+    background_cpu_share: float | None
+    name: str | None
+    note: str | None
+    tags: tuple[str, ...]
+
+
+class MetricRow(NamedTuple):
+    """One metric of a known run."""
+
+    name: str
+    unit: str
+    variant: str | None
+    x: float | None
+    repeat: int
+    value: float
+
+
+class SampleRow(NamedTuple):
+    """One memory sample of a known run."""
+
+    source: str
+    time_s: float
+    phase: str
+    category: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetail(RunRow):
+    """Everything about one run."""
+
+    supervisor: str | None
+    worker_pid: int | None
+    worker_process_started_at: float | None
+    environment: dict[str, Any] | None
+    checks: list[dict[str, Any]] | None
+    inspection: dict[str, Any] | None
+    metrics: tuple[MetricRow, ...]
+    samples: tuple[SampleRow, ...]
+
+
+class MetricValue(NamedTuple):
+    """One metric with the columns of its run that charts group and filter by."""
+
+    run_id: int
+    name: str
+    unit: str
+    variant: str | None
+    x: float | None
+    repeat: int
+    value: float
+    kind: str
+    state: str
+    model: str
+    adapter: str | None
+    adapter_type: str | None
+    strategy: str | None
+    dtype: str | None
+    device: str
+    spec_hash: str
+    replica: int
+    sweep_id: int | None
+    run_name: str | None
+    background_cpu_share: float | None
+    failed_checks: int | None
+    finished_at: float | None
+    origin: str
+
+
+class Duration(NamedTuple):
+    """How long a run that succeeded here took, from its worker's start to its end."""
+
+    kind: str
+    model: str
+    adapter: str | None
+    strategy: str | None
+    dtype: str | None
+    device: str
+    seconds: float
+
+
+class DeviceRow(NamedTuple):
+    """A device of the supervisor's machine."""
+
+    id: str
+    kind: str
+    name: str
+    memory_bytes: int
+    dtypes: list[str]
+    driver: str | None
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FilterValues:
+    """What the stored runs can be filtered by: the values that occur, sorted."""
+
+    states: tuple[str, ...]
+    kinds: tuple[str, ...]
+    models: tuple[str, ...]
+    adapters: tuple[str, ...]
+    strategies: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    devices: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+_LIST_COLUMNS = (
+    *(getattr(Run, name) for name in RunRow.__slots__ if name not in ("sweep_name", "tags")),
+    Sweep.name.label("sweep_name"),
+)
+_METRIC_COLUMNS = (
+    Metric.run_id,
+    *(getattr(Metric, name) for name in MetricRow._fields),
+    Run.kind,
+    Run.state,
+    Run.model,
+    Run.adapter,
+    Run.adapter_type,
+    Run.strategy,
+    Run.dtype,
+    Run.device,
+    Run.spec_hash,
+    Run.replica,
+    Run.sweep_id,
+    Run.name,
+    Run.background_cpu_share,
+    Run.failed_checks,
+    Run.finished_at,
+    Run.origin,
+)
+
+
+def list_runs(
+    session: Session,
+    *,
+    states: Collection[str] | None = None,
+    kinds: Collection[str] | None = None,
+    models: Collection[str] | None = None,
+    adapters: Collection[str] | None = None,
+    devices: Collection[str] | None = None,
+    tags: Collection[str] | None = None,
+    search: str | None = None,
+    include_archived: bool = False,
+    limit: int | None = None,
+) -> list[RunRow]:
+    """Runs that match every given filter, newest first. A run matches ``tags`` when it has any of them.
+
+    Each word of ``search`` must occur in the run's name, note, model, adapter, strategy, sweep or error, in any case.
+    """
+    query = _listing()
+    for column, values in (
+        (Run.state, states),
+        (Run.kind, kinds),
+        (Run.model, models),
+        (Run.adapter, adapters),
+        (Run.device, devices),
+    ):
+        if values is not None:
+            query = query.where(column.in_(sorted(values)))
+    if tags is not None:
+        query = query.where(Run.id.in_(select(Tag.run_id).where(Tag.name.in_(sorted(tags)))))
+    searched = (Run.name, Run.note, Run.model, Run.adapter, Run.strategy, Sweep.name, Run.error_text)
+    for word in (search or "").split():
+        query = query.where(or_(*(column.icontains(word, autoescape=True) for column in searched)))
+    if not include_archived:
+        query = query.where(Run.archived_at.is_(None))
+    return _rows(session, query.order_by(Run.id.desc()).limit(limit))
+
+
+def queued_and_running(session: Session) -> list[RunRow]:
+    """Running runs by the time of their claim, then queued ones in the order in which they will be claimed."""
+    running = _listing().where(Run.state == "running").order_by(Run.claimed_at, Run.id)
+    queued = _listing().where(Run.state == "queued").order_by(Run.priority.desc(), Run.id)
+    return _rows(session, running) + _rows(session, queued)
+
+
+def recent(session: Session, *, limit: int = 10, kinds: Collection[str] | None = None) -> list[RunRow]:
+    """The runs that ended last, newest first, without archived ones."""
+    query = _listing().where(Run.state.in_(FINAL_STATES), Run.finished_at.is_not(None), Run.archived_at.is_(None))
+    if kinds is not None:
+        query = query.where(Run.kind.in_(sorted(kinds)))
+    return _rows(session, query.order_by(Run.finished_at.desc(), Run.id.desc()).limit(limit))
+
+
+def get_run(session: Session, run_id: int) -> RunDetail | None:
+    """Everything about one run, None if there is none of this id."""
+    extra = ("supervisor", "worker_pid", "worker_process_started_at", "environment", "checks", "inspection")
+    query = _listing().add_columns(*(getattr(Run, name) for name in extra)).where(Run.id == run_id)
+    row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    metrics = session.execute(
+        select(Metric.name, Metric.unit, Metric.variant, Metric.x, Metric.repeat, Metric.value)
+        .where(Metric.run_id == run_id)
+        .order_by(Metric.id)
+    )
+    samples = session.execute(
+        select(MemorySample.source, MemorySample.time_s, MemorySample.phase, MemorySample.category, MemorySample.bytes)
+        .where(MemorySample.run_id == run_id)
+        .order_by(MemorySample.id)
+    )
+    return RunDetail(
+        **row._mapping,
+        tags=tuple(session.scalars(select(Tag.name).where(Tag.run_id == run_id).order_by(Tag.name))),
+        metrics=tuple(MetricRow._make(metric) for metric in metrics),
+        samples=tuple(SampleRow._make(sample) for sample in samples),
+    )
+
+
+def metric_values(
+    session: Session, run_ids: Collection[int] | None = None, names: Collection[str] | None = None
+) -> list[MetricValue]:
+    """Metrics with their runs' columns, by run and in measured order; of all runs that are not archived by default."""
+    query = select(*_METRIC_COLUMNS).join(Run, Run.id == Metric.run_id).order_by(Metric.run_id, Metric.id)
+    if names is not None:
+        query = query.where(Metric.name.in_(sorted(names)))
+    if run_ids is None:
+        return [MetricValue._make(row) for row in session.execute(query.where(Run.archived_at.is_(None)))]
+    values: list[MetricValue] = []
+    for chunk in chunks(sorted(set(run_ids))):
+        values.extend(MetricValue._make(row) for row in session.execute(query.where(Metric.run_id.in_(chunk))))
+    return values
+
+
+def environments(session: Session, run_ids: Collection[int]) -> dict[int, dict[str, Any]]:
+    """The environment of each of these runs that has one."""
+    found: dict[int, dict[str, Any]] = {}
+    for chunk in chunks(run_ids):
+        rows = session.execute(select(Run.id, Run.environment).where(Run.id.in_(chunk)))
+        found.update({run_id: environment for run_id, environment in rows if environment})
+    return found
+
+
+def measured_hashes(session: Session) -> dict[str, int]:
+    """How often each spec, by its hash, was measured here with success."""
+    rows = session.execute(
+        select(Run.spec_hash, func.count())
+        .where(Run.state == "succeeded", Run.origin == "local")
+        .group_by(Run.spec_hash)
+    )
+    return {spec_hash: count for spec_hash, count in rows}
+
+
+def durations(session: Session, *, limit: int = 5000) -> list[Duration]:
+    """How long the last runs that succeeded on this machine took, newest first."""
+    seconds = Run.finished_at - Run.started_at
+    rows = session.execute(
+        select(Run.kind, Run.model, Run.adapter, Run.strategy, Run.dtype, Run.device, seconds)
+        .where(Run.state == "succeeded", Run.origin == "local", seconds.is_not(None))
+        .order_by(Run.id.desc())
+        .limit(limit)
+    )
+    return [Duration._make(row) for row in rows]
+
+
+def latest_inspection(session: Session, model: str) -> dict[str, Any] | None:
+    """What the last successful inspection of this model found, None if there was none."""
+    return session.scalar(
+        select(Run.inspection)
+        .where(Run.kind == "inspect", Run.model == model, Run.state == "succeeded", Run.inspection.is_not(None))
+        .order_by(Run.id.desc())
+        .limit(1)
+    )
+
+
+def filter_values(session: Session) -> FilterValues:
+    """The values that the runs have in the columns that lists filter by."""
+
+    def distinct(column: Any) -> tuple[str, ...]:
+        return tuple(sorted(value for value in session.scalars(select(column).distinct()) if value is not None))
+
+    return FilterValues(
+        states=distinct(Run.state),
+        kinds=distinct(Run.kind),
+        models=distinct(Run.model),
+        adapters=distinct(Run.adapter),
+        strategies=distinct(Run.strategy),
+        dtypes=distinct(Run.dtype),
+        devices=distinct(Run.device),
+        tags=distinct(Tag.name),
+    )
+
+
+def rename(session: Session, run_id: int, name: str | None) -> None:
+    """Give a run a name; an empty one takes it away."""
+    session.execute(update(Run).where(Run.id == run_id).values(name=(name or "").strip() or None))
+
+
+def set_note(session: Session, run_id: int, note: str | None) -> None:
+    """Replace a run's note; an empty one takes it away."""
+    session.execute(update(Run).where(Run.id == run_id).values(note=(note or "").strip() or None))
+
+
+def set_tags(session: Session, run_ids: Collection[int], tags: Iterable[str]) -> None:
+    """Replace the tags of these runs that exist. Spaces around a tag, empty and repeated tags are dropped."""
+    names = sorted({tag.strip() for tag in tags} - {""})
+    for chunk in chunks(run_ids):
+        session.execute(sql_delete(Tag).where(Tag.run_id.in_(chunk)))
+        existing = session.scalars(select(Run.id).where(Run.id.in_(chunk))).all()
+        rows = [{"run_id": run_id, "name": name} for run_id in existing for name in names]
+        if rows:
+            session.execute(insert(Tag), rows)
+
+
+def archive(session: Session, run_ids: Collection[int]) -> None:
+    """Hide these runs from lists and charts; they stay stored."""
+    for chunk in chunks(run_ids):
+        hidden = update(Run).where(Run.id.in_(chunk), Run.archived_at.is_(None))
+        session.execute(hidden.values(archived_at=time.time()))
+
+
+def restore(session: Session, run_ids: Collection[int]) -> None:
+    """Show archived runs again."""
+    for chunk in chunks(run_ids):
+        session.execute(update(Run).where(Run.id.in_(chunk)).values(archived_at=None))
+
+
+def delete(session: Session, run_ids: Collection[int]) -> list[str]:
+    """Delete these runs with all that was measured, except running ones: those must be cancelled first.
+
+    Returns the uids of the deleted runs, which name the folders that the caller may now remove.
+    """
+    uids: list[str] = []
+    for chunk in chunks(run_ids):
+        gone = sql_delete(Run).where(Run.id.in_(chunk), Run.state != "running").returning(Run.uid)
+        uids.extend(session.scalars(gone.execution_options(synchronize_session=False)))
+    session.execute(sql_delete(Sweep).where(~select(Run.id).where(Run.sweep_id == Sweep.id).exists()))
+    return uids
+
+
+def upsert_devices(session: Session, found: Sequence[Mapping[str, Any]]) -> None:
+    """Store the devices of this machine as they are now ({"id", "kind", "name", "memory_bytes", "dtypes", "driver"}).
+
+    Devices that are not among them are gone and are removed.
+    """
+    session.execute(sql_delete(Device).where(Device.id.not_in([device["id"] for device in found])))
+    for device in found:
+        session.merge(
+            Device(
+                id=device["id"],
+                kind=device["kind"],
+                name=device["name"],
+                memory_bytes=device["memory_bytes"],
+                dtypes=list(device["dtypes"]),
+                driver=device.get("driver"),
+                seen_at=time.time(),
+            )
+        )
+    session.flush()
+
+
+def devices(session: Session) -> list[DeviceRow]:
+    """The devices that the supervisor last saw: the CPU first, then by id."""
+    rows = session.execute(
+        select(*(getattr(Device, name) for name in DeviceRow._fields)).order_by(Device.kind != "cpu", Device.id)
+    )
+    return [DeviceRow._make(row) for row in rows]
+
+
+def _listing() -> Select[Any]:
+    return select(*_LIST_COLUMNS).outerjoin(Sweep, Sweep.id == Run.sweep_id)
+
+
+def _rows(session: Session, query: Select[Any]) -> list[RunRow]:
+    """Run the listing, with the tags of all its runs in one more query."""
+    found = session.execute(query).all()
+    tags: dict[int, list[str]] = defaultdict(list)
+    if found:
+        lowest, highest = min(row.id for row in found), max(row.id for row in found)
+        query_tags = select(Tag.run_id, Tag.name).where(Tag.run_id.between(lowest, highest)).order_by(Tag.name)
+        for run_id, name in session.execute(query_tags):
+            tags[run_id].append(name)
+    return [RunRow(**row._mapping, tags=tuple(tags.get(row.id, ()))) for row in found]
