@@ -1,0 +1,121 @@
+"""Where a model's config and weights are found: a local folder, or a hub id by way of the local hub cache.
+
+Reads config.json as plain JSON and downloads at most that file. Builds nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from engine.catalog.architectures import models
+from engine.catalog.lookup import nearest
+
+HUB_TIMEOUT_S = 5.0
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+class SourceError(ValueError):
+    """A model name behind which no usable model is; the text is one sentence."""
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that ``name`` means, or None where it is a bundled id or reads as a hub id."""
+    if name in models():
+        return None
+    path = Path(name).expanduser()
+    if path.is_dir() or name.startswith(("/", "./", "../", "~")) or name in (".", ".."):
+        return path.resolve()
+    return None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form owner/name and is not a folder here."""
+    return local_folder(name) is None and _HUB_ID.fullmatch(name) is not None and ".." not in name
+
+
+def config_folder(name: str) -> Path:
+    """The local folder that holds config.json of a model folder or a hub id, downloading that file if need be.
+
+    Raises:
+        SourceError: one sentence.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        if not folder.is_dir():
+            raise SourceError(f"{name} is not a folder")
+        if not (folder / "config.json").is_file():
+            raise SourceError(f"the folder {name} has no config.json")
+        return folder
+    if not is_hub_id(name):
+        guess = nearest(name, models())
+        raise SourceError(f"unknown model {name!r}; the nearest is {guess}, or give a folder, or a hub id owner/name")
+    return _hub_file(name, "config.json").parent
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The config.json of a model folder or hub id, as JSON.
+
+    Raises:
+        SourceError: one sentence.
+    """
+    path = config_folder(name) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"the config.json of {name} cannot be read ({str(error)[:120]})") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"the config.json of {name} is not a JSON object")
+    return config
+
+
+def weights_source(name: str) -> tuple[str, bool]:
+    """What transformers loads the weights from, and whether it must stay off the network."""
+    folder = local_folder(name)
+    return (str(folder), True) if folder is not None else (name, False)
+
+
+def _hub_file(name: str, file: str) -> Path:
+    cached = _cached_hub_file(name, file)
+    return cached if cached is not None else _download(name, file)
+
+
+def _cached_hub_file(name: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _failed(name: str, file: str, minute: int) -> list[str]:
+    """A slot that remembers a failed download for a minute, so that a page does not wait for every keystroke."""
+    return []
+
+
+def _download(name: str, file: str) -> Path:
+    import time
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    memory = _failed(name, file, int(time.monotonic() // 60))
+    if memory:
+        raise SourceError(memory[0])
+    try:
+        return Path(hf_hub_download(name, file, etag_timeout=HUB_TIMEOUT_S))
+    except GatedRepoError:
+        sentence = f"the hub repository {name} is gated; accept its licence there and log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        sentence = f"the hub has no repository {name} that can be read without logging in"
+    except LocalEntryNotFoundError:
+        sentence = f"{name} is not in the local hub cache and the hub cannot be reached"
+    except EntryNotFoundError:
+        sentence = f"the hub repository {name} has no {file}"
+    except Exception as error:  # noqa: BLE001  (any failure of the network stack means the same to the reader)
+        sentence = f"{name} is not in the local hub cache and the hub cannot be reached ({type(error).__name__})"
+    memory.append(sentence)
+    raise SourceError(sentence)
