@@ -80,11 +80,11 @@ def _measure(options: argparse.Namespace) -> int:
     spec = parse_spec(_read(options.spec, "SPEC.json"))
     if not isinstance(spec, InitSpec):
         raise BadInput(f"kind: measure runs init specs; for {spec.kind} use `python -m engine {spec.kind}`")
-    executor = _executor()
-    devices = executor.start()
-    _refuse_what_cannot_work(spec, devices)
+    _refuse_what_cannot_work(spec)
     from engine.executors.processes import DeviceLock
 
+    executor = _executor()
+    executor.start()
     lock = DeviceLock.try_acquire(spec.device)
     if lock is None:
         print(f"Waiting for {spec.device}: another measurement is running", file=sys.stderr)
@@ -128,14 +128,14 @@ def _watch(worker: LocalWorker, spec: InitSpec) -> dict[str, Any]:
     return found or document_without_result(document, spec_hash(spec), ending or ending_of(worker), worker)
 
 
-def _refuse_what_cannot_work(spec: InitSpec, devices: Sequence[Any]) -> None:
+def _refuse_what_cannot_work(spec: InitSpec) -> None:
     from engine.catalog import requirements
+    from engine.measure.environment import devices
 
-    groups = None
-    problems = requirements.problems(spec, devices, None)
+    problems = requirements.problems(spec, devices(), None)
     if not problems:
         groups = catalog.models()[spec.model].groups if spec.model in catalog.models() else _groups_of(spec.model)
-        problems = requirements.problems(spec, devices, groups)
+        problems = requirements.problems(spec, devices(), groups)
     if problems:
         raise problems[0]
 

@@ -81,6 +81,7 @@ class Supervisor:
         self._devices: list[Device] = []
         self._stopping = False
         self._worked_s = time.monotonic()
+        self._next_claim_s = 0.0
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Finish the current round and return from ``run``. Workers go on; the next supervisor adopts them."""
@@ -109,8 +110,10 @@ class Supervisor:
             if now_s >= next_recover_s:
                 next_recover_s = now_s + _RECOVER_S
                 self._recover()
-            while not self._stopping and self._claim_one():
-                pass
+            if now_s >= self._next_claim_s:
+                self._next_claim_s = now_s + (_CONTROL_S if self._active else _POLL_S)
+                while not self._stopping and self._claim_one():
+                    pass
             if self._active:
                 self._worked_s = now_s
             elif idle_exit_s is not None and now_s - self._worked_s > idle_exit_s:
@@ -225,6 +228,7 @@ class Supervisor:
             document = document_without_result(active.spec, active.spec_hash, ending, active.worker)
         self._finish(active.run_id, document)
         del self._active[active.run_id]
+        self._next_claim_s = 0.0  # a device is free: the next run need not wait for the next look at the queue
 
     def _finish(self, run_id: int, document: Mapping[str, Any]) -> None:
         with self._database.writing() as db:

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests: a home folder of its own for each test, and helpers that wait for real processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PEFT_LAB_HOME that no other test sees."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("PEFT_LAB_HOME", str(folder))
+    monkeypatch.delenv("PEFT_LAB_DATABASE_URL", raising=False)
+    return folder
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until a condition holds, or fail saying what was waited for."""
+
+    def wait(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline_s:
+                pytest.fail(f"waited {timeout_s:.0f} s in vain until {what}")
+            time.sleep(0.05)
+
+    return wait
