@@ -128,9 +128,11 @@ class InitSpec(Frozen):
     @field_validator("adapter", mode="before")
     @classmethod
     def _choose_adapter_model(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return SavedAdapter.model_validate(value) if "path" in value else FreshAdapter.model_validate(value)
-        return value
+        if isinstance(value, Frozen):
+            return value
+        if not isinstance(value, Mapping):
+            raise SpecError("adapter", f"must be an object with a type, or with the path of a saved one, not {value!r}")
+        return SavedAdapter.model_validate(value) if "path" in value else FreshAdapter.model_validate(value)
 
     @model_validator(mode="after")
     def _strategy_exists(self) -> Self:
@@ -158,6 +160,7 @@ class InspectSpec(Frozen):
 
 
 Spec = InitSpec | InspectSpec
+_UNION_ARMS = ("str", "tuple[str, ...]", "FreshAdapter", "SavedAdapter")
 _KINDS: dict[str, type[InitSpec] | type[InspectSpec]] = {"init": InitSpec, "inspect": InspectSpec}
 
 
@@ -206,9 +209,8 @@ def _first_problem(error: ValidationError) -> SpecError:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
         return cause
-    field = ".".join(str(part) for part in problem["loc"] if part not in ("str", "tuple[str, ...]")) or "spec"
-    if isinstance(cause, ValidationError):
-        return _first_problem(cause)
+    # The arms of a union are pydantic's own words, not fields.
+    field = ".".join(str(part) for part in problem["loc"] if part not in _UNION_ARMS) or "spec"
     value = problem.get("input")
     shown = "null" if value is None else repr(value)
     if isinstance(value, float) and not math.isfinite(value):
