@@ -22,7 +22,6 @@ from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
 from db.transfer import ImportRefused, export_document, import_document
 
 __all__ = [
-    "DeviceRow",
     "Duration",
     "FilterValues",
     "ImportRefused",
@@ -166,18 +165,6 @@ class Duration(NamedTuple):
     dtype: str | None
     device: str
     seconds: float
-
-
-class DeviceRow(NamedTuple):
-    """A device of the supervisor's machine."""
-
-    id: str
-    kind: str
-    name: str
-    memory_bytes: int
-    dtypes: list[str]
-    driver: str | None
-    seen_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,12 +426,11 @@ def upsert_devices(session: Session, found: Sequence[Mapping[str, Any]]) -> None
     session.flush()
 
 
-def devices(session: Session) -> list[DeviceRow]:
-    """The devices that the supervisor last saw: the CPU first, then by id."""
-    rows = session.execute(
-        select(*(getattr(Device, name) for name in DeviceRow._fields)).order_by(Device.kind != "cpu", Device.id)
-    )
-    return [DeviceRow._make(row) for row in rows]
+def devices(session: Session) -> list[dict[str, Any]]:
+    """The devices that the supervisor last saw, as it stored them: the CPU first, then by id."""
+    columns = (Device.id, Device.kind, Device.name, Device.memory_bytes, Device.dtypes, Device.driver)
+    rows = session.execute(select(*columns).order_by(Device.kind != "cpu", Device.id))
+    return [dict(row._mapping) for row in rows]
 
 
 def _listing() -> Select[Any]:
