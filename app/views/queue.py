@@ -1,0 +1,91 @@
+"""Queue: what runs now, what waits, what just ended. Everything on it comes from the database at every tick."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import formatting, state
+from app.widgets import frames, progress
+from app.widgets.estimates import Estimator
+from db import runs
+from db.runs import RunRow
+
+RECENT = 8
+
+
+def waiting_list(rows: list[RunRow]) -> None:
+    """Queued runs in the order in which they will start."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader(f"{formatting.plural(len(rows), 'run')} waiting", anchor=False)
+        if len(rows) > 1:
+            st.button(
+                "Cancel all waiting",
+                key="cancel_all",
+                icon=":material/cancel:",
+                on_click=progress.cancel,
+                args=([row.id for row in rows],),
+            )
+    with st.container(border=True, gap="xsmall", height=min(52 * len(rows) + 34, 420)):
+        for row in rows:
+            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+                sweep = f" :gray[{formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
+                st.markdown(f":gray[{row.id}] {progress.run_name(row)}{sweep}", width="content")
+                st.button(
+                    "Cancel",
+                    key=f"cancel_{row.id}",
+                    type="tertiary",
+                    icon=":material/close:",
+                    on_click=progress.cancel,
+                    args=([row.id],),
+                )
+
+
+def recent_list(rows: list[RunRow]) -> None:
+    """The runs that ended last, each with why where it is no success."""
+    st.subheader("Recently ended", anchor=False)
+    with st.container(border=True, gap="xsmall"):
+        for row in rows:
+            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+                icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
+                problem = frames.problem_sentence(row)
+                reason = f" :gray[{formatting.plain(problem)}]" if problem else ""
+                took = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
+                st.markdown(
+                    f":{colour}[{icon}] {progress.run_name(row)} "
+                    f":gray[{formatting.duration(took)}, {formatting.ago(row.finished_at, state.now_s())}]{reason}",
+                    width="stretch",
+                )
+                st.page_link(
+                    "views/run.py",
+                    label=f"Run {row.id}",
+                    icon=":material/arrow_forward:",
+                    icon_position="right",
+                    query_params={"id": str(row.id)},
+                )
+
+
+@st.fragment(run_every=1)
+def live() -> None:
+    """The whole page below the title, once a second."""
+    with state.database().reading() as session:
+        active = runs.queued_and_running(session)
+        ended = runs.recent(session, limit=RECENT)
+        estimator = Estimator(runs.durations(session, limit=500)) if active else Estimator([])
+    running = [row for row in active if row.state == "running"]
+    queued = [row for row in active if row.state == "queued"]
+    progress.supervisor_badge()
+    if not active:
+        with st.container(border=True, horizontal_alignment="center"):
+            st.markdown("Nothing runs and nothing waits; choose what to measure next.", text_alignment="center")
+            if st.button("Launch a run", key="to_launch", type="primary", icon=":material/rocket_launch:"):
+                st.switch_page("views/launch.py")
+    for row in running:
+        progress.running_card(row, progress.expected_s(row, estimator))
+    if queued:
+        waiting_list(queued)
+    if ended:
+        recent_list(ended)
+
+
+st.title("Queue")
+live()

@@ -1,0 +1,389 @@
+"""Run: everything about one run, named by ``?id=`` in the address."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import figures, formatting, state
+from app.widgets import frames, labels, launching, progress
+from app.widgets.downloads import table_downloads
+from db import runs
+from db.runs import RunDetail, RunRow
+from engine import catalog
+from engine.spec import InitSpec, SpecError, parse_spec
+
+FINAL_ADVICE = {
+    "out_of_memory": "Free memory, or choose a smaller model, fewer targets or a strategy without full-size temporaries.",
+    "timed_out": "Raise the timeout, or choose fewer repeats.",
+    "lost": "The worker ended without a result; the log below may say why, and the run can be started again.",
+    "cancelled": "Someone cancelled it.",
+    "failed": "The log below has the details.",
+}
+# What the header of the page shows as numbers, where the run has it; further metrics are in the table.
+KEY_METRICS = (
+    frames.INIT_TIME,
+    frames.PEAK_EXTRA,
+    "init_peak_extra_rss_bytes",
+    "adapter_parameters",
+    "adapted_modules",
+)
+
+
+def run_id() -> int | None:
+    """The id in the address, None where there is none or it is no number."""
+    text = st.query_params.get("id", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def load(number: int) -> RunDetail | None:
+    """The run with its metrics and samples."""
+    with state.database().reading() as session:
+        return runs.get_run(session, number)
+
+
+@st.fragment(run_every=1)
+def live(number: int) -> None:
+    """A queued or running run, until it ends."""
+    with state.database().reading() as session:
+        rows = [row for row in runs.queued_and_running(session) if row.id == number]
+    if not rows:
+        st.rerun()
+    elif rows[0].state == "running":
+        progress.running_card(rows[0])
+    else:
+        with st.container(border=True, horizontal=True, vertical_alignment="center"):
+            progress.supervisor_badge()
+            st.markdown("It waits for its turn.", width="content")
+            st.button(
+                "Cancel", key="cancel_waiting", icon=":material/cancel:", on_click=progress.cancel, args=([number],)
+            )
+
+
+def header(run: RunDetail) -> None:
+    """Title, state, what it measured, and what can be done with it."""
+    icon = formatting.state_icon(run.state)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.title(progress.run_name(run), anchor=False, width="content")
+        st.badge(formatting.state_text(run.state), icon=icon, color=formatting.state_colour(run.state))  # type: ignore[arg-type]
+        for tag in run.tags:
+            st.badge(formatting.plain(tag), icon=":material/label:", color="gray")
+    facts = [f"Run {run.id}"]
+    if run.kind != "inspect":
+        if run.name:
+            facts.append(
+                f"{labels.variant_label(run.kind, run.adapter, run.strategy)} on {labels.model_label(run.model)}"
+            )
+        facts.append(labels.setting_label(run.spec))
+    facts.append(formatting.moment(run.finished_at or run.created_at, state.zone()))
+    if run.replica:
+        facts.append(f"replica {run.replica + 1}")
+    if run.sweep_name:
+        facts.append(f"sweep {run.sweep_name}")
+    if run.origin != "local":
+        facts.append("imported from another machine")
+    if run.archived_at is not None:
+        facts.append("archived")
+    st.caption(formatting.plain(" · ".join(facts)))
+    if run.note:
+        st.markdown(formatting.plain(run.note))
+
+
+def actions(run: RunDetail) -> None:
+    """Run again, download, edit, archive."""
+    with st.container(horizontal=True):
+        if run.state not in ("queued", "running"):
+            st.button(
+                "Run again",
+                icon=":material/replay:",
+                on_click=again,
+                args=(run,),
+                help="Queues the same spec once more, as a replica.",
+            )
+            st.download_button(
+                "Download JSON",
+                data=lambda: document(run.id),
+                file_name=f"run-{run.id}.json",
+                mime="application/json",
+                icon=":material/download:",
+                on_click="ignore",
+            )
+        with st.popover("Edit", icon=":material/edit:"), st.form("edit", border=False):
+            name = st.text_input("Name", value=run.name or "", max_chars=200)
+            tags = st.multiselect("Tags", known_tags(), default=list(run.tags), accept_new_options=True)
+            note = st.text_area("Note", value=run.note or "", max_chars=5000)
+            if st.form_submit_button("Save", type="primary"):
+                with state.database().writing() as session:
+                    runs.rename(session, run.id, clean(name))
+                    runs.set_note(session, run.id, clean(note))
+                    runs.set_tags(session, [run.id], [clean(tag) for tag in tags])
+                st.rerun()
+        if run.archived_at is None:
+            st.button("Archive", icon=":material/archive:", on_click=archive, args=(run.id, True))
+        else:
+            st.button("Restore", icon=":material/unarchive:", on_click=archive, args=(run.id, False))
+
+
+def clean(text: str) -> str:
+    """What was typed without characters that no database stores."""
+    return "".join(character for character in text if character != "\0" and not "\ud800" <= character <= "\udfff")
+
+
+def known_tags() -> list[str]:
+    """Tags in use."""
+    with state.database().reading() as session:
+        return list(runs.filter_values(session).tags)
+
+
+def document(number: int) -> str:
+    """The result document as JSON text."""
+    with state.database().reading() as session:
+        return json.dumps(runs.export_document(session, number), indent=1)
+
+
+def archive(number: int, hide: bool) -> None:
+    """Hide a run from lists and charts, or show it again."""
+    with state.database().writing() as session:
+        (runs.archive if hide else runs.restore)(session, [number])
+
+
+def again(run: RunRow) -> None:
+    """Queue the same spec once more."""
+    try:
+        ids = launching.launch([parse_spec(run.spec)])
+    except SpecError as error:
+        st.session_state["run_again_problem"] = str(error)
+    else:
+        st.session_state["run_again"] = ids[0]
+
+
+def what_went_wrong(run: RunDetail) -> None:
+    """The sentence first, for every run that is not a plain success."""
+    if run.state in FINAL_ADVICE:
+        sentence = formatting.plain(run.error_text or FINAL_ADVICE[run.state])
+        advice = FINAL_ADVICE[run.state] if run.error_text and run.state != "cancelled" else ""
+        show = st.error if run.state in ("failed", "lost") else st.warning
+        show(f"{sentence}  \n{advice}" if advice else sentence, icon=formatting.state_icon(run.state))
+    if run.failed_checks:
+        st.warning(
+            f"{formatting.plural(run.failed_checks, 'check')} did not pass: the result of this strategy is not equal "
+            "to stock's, so its times prove nothing.",
+            icon=":material/rule:",
+        )
+    if run.background_cpu_share is not None and run.background_cpu_share > 0.1:
+        st.warning(
+            f"Disturbed: other processes used {formatting.share(run.background_cpu_share)} of the CPU meanwhile.",
+            icon=":material/noise_aware:",
+        )
+
+
+def key_numbers(metrics: pd.DataFrame) -> None:
+    """Medians with their spread."""
+    found = [name for name in KEY_METRICS if name in set(metrics["name"])]
+    if not found:
+        return
+    with st.grid(len(found) + 1, min_column_width=150):
+        for name in found:
+            values = metrics[metrics["name"] == name]["value"]
+            unit = metrics[metrics["name"] == name]["unit"].iloc[0]
+            st.metric(
+                formatting.metric_title(name),
+                formatting.measured(float(values.median()), unit),
+                border=True,
+                height="stretch",
+                help="Median" if len(values) > 1 else None,
+            )
+            if name == frames.INIT_TIME:
+                evidence = formatting.evidence(len(values), 1)
+                low, high = float(values.quantile(0.25)), float(values.quantile(0.75))
+                st.metric(
+                    "Interquartile range",
+                    formatting.seconds(high - low) if len(values) > 1 else formatting.DASH,
+                    border=True,
+                    height="stretch",
+                    help=f"{formatting.seconds(low)} to {formatting.seconds(high)}",
+                    delta=evidence,
+                    delta_arrow="off",
+                    delta_color="off",
+                )
+
+
+def charts(run: RunDetail, metrics: pd.DataFrame) -> None:
+    """Repeats, and memory over time as the tensors and the process show it."""
+    samples = pd.DataFrame(run.samples, columns=["source", "time_s", "phase", "category", "bytes"])
+    tensors, process = samples[samples["source"] == "tensors"], samples[samples["source"] == "process"]
+    times = metrics[metrics["name"] == frames.INIT_TIME][["repeat", "value"]].rename(columns={"value": "seconds"})
+    first = metrics[metrics["name"] == "first_attach_time_s"]["value"]
+    if len(first):
+        times = pd.concat([pd.DataFrame({"repeat": [-1], "seconds": [first.iloc[0]]}), times])
+    drawn = []
+    if len(times):
+        drawn.append(
+            (figures.repeats(times, labels.adapter_colour(run.adapter)), "repeats_chart", "Seconds of each repeat")
+        )
+    if len(tensors):
+        drawn.append((figures.tensor_memory(tensors), "tensor_chart", "Live tensor bytes over time by category"))
+    if len(process):
+        drawn.append((figures.process_memory(process), "process_chart", "Memory of the process over the run"))
+    for start in range(0, len(drawn), 2):
+        row = drawn[start : start + 2]
+        for column, (figure, key, alt) in zip(st.columns(len(row)), row, strict=True):
+            column.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False})
+
+
+def metric_table(metrics: pd.DataFrame) -> None:
+    """Every metric with median and spread, and the raw repeats to download."""
+    lines = []
+    for (name, variant), rows in metrics.groupby(["name", "variant"], sort=False, dropna=False):
+        values, unit = rows["value"], rows["unit"].iloc[0]
+        lines.append(
+            {
+                "Metric": formatting.metric_title(str(name)),
+                "Variant": variant if isinstance(variant, str) else "",
+                "Median": formatting.measured(float(values.median()), unit),
+                "Lower quartile": formatting.measured(float(values.quantile(0.25)), unit) if len(values) > 1 else "",
+                "Upper quartile": formatting.measured(float(values.quantile(0.75)), unit) if len(values) > 1 else "",
+                "n": len(values),
+            }
+        )
+    table = pd.DataFrame(lines)
+    if not table["Variant"].any():
+        table = table.drop(columns="Variant")
+    st.dataframe(table, hide_index=True, alt="Every metric of this run with median, quartiles and count")
+    table_downloads(metrics, f"run_{st.query_params.get('id')}_metrics")
+
+
+def checks_table(run: RunDetail) -> None:
+    """What was verified in the job."""
+    for check in run.checks or []:
+        mark = ":green[:material/check_circle:]" if check["passed"] else ":red[:material/cancel:]"
+        name = formatting.plain(str(check["name"]).replace("_", " "))
+        st.markdown(
+            f"{mark} **{name[:1].upper()}{name[1:]}** :gray[{formatting.plain(str(check.get('detail') or ''))}]"
+        )
+
+
+def environment_table(environment: dict[str, object]) -> None:
+    """Where it was measured, flat."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{prefix} {key}".strip(), item)
+        else:
+            text = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+            if prefix.endswith("bytes") and isinstance(value, int | float):
+                prefix, text = prefix.removesuffix("_bytes"), formatting.size(float(value))
+            flat[formatting.plain(prefix.replace("_", " "))] = formatting.plain(text)
+
+    add("", environment)
+    st.table(flat, border="horizontal", alt="Environment of the run")
+
+
+def details(run: RunDetail, metrics: pd.DataFrame) -> None:
+    """Checks, numbers, environment, spec, log and code, one tab each."""
+    log = state.log_tail(Path(run.run_folder) / "log.txt") if run.run_folder else ""
+    names = []
+    if run.checks:
+        names.append("Checks")
+    if len(metrics):
+        names.append("Numbers")
+    if run.environment:
+        names.append("Environment")
+    names += ["Spec", "Log"] + (["Python"] if run.kind == "init" else []) + (["Modules"] if run.inspection else [])
+    # A run without a result is looked at for its log.
+    default = "Log" if run.state in FINAL_ADVICE and log else names[0]
+    for name, tab in zip(names, st.tabs(names, default=default), strict=True):
+        with tab:
+            if name == "Checks":
+                checks_table(run)
+            elif name == "Numbers":
+                metric_table(metrics)
+            elif name == "Environment":
+                environment_table(run.environment or {})
+            elif name == "Spec":
+                st.code(json.dumps(run.spec, indent=1), language="json")
+            elif name == "Log":
+                if log:
+                    st.code(log, language=None, wrap_lines=True, height=360)
+                else:
+                    st.caption("This run has no log here.")
+            elif name == "Python":
+                python_code(run)
+            elif name == "Modules":
+                modules_table(run.inspection or {})
+
+
+def python_code(run: RunDetail) -> None:
+    """How to use the same adapter and strategy elsewhere."""
+    try:
+        spec = parse_spec(run.spec)
+    except SpecError as error:
+        st.caption(formatting.plain(str(error)))
+        return
+    if isinstance(spec, InitSpec):
+        st.code(catalog.snippet(spec), language="python")
+
+
+def modules_table(inspection: dict[str, object]) -> None:
+    """What an inspection found."""
+    groups = [catalog.ModuleGroup.from_json(item) for item in inspection.get("groups", [])]  # type: ignore[attr-defined]
+    frame = pd.DataFrame(
+        [
+            {
+                "module": group.name,
+                "kind": group.kind,
+                "in_features": group.in_features,
+                "out_features": group.out_features,
+                "modules": group.count,
+                "added_parameters_at_rank_16": group.added_parameters(16),
+            }
+            for group in groups
+        ]
+    )
+    st.dataframe(
+        frame,
+        hide_index=True,
+        alt="Adaptable modules of the model",
+        column_config={
+            "module": "Module",
+            "kind": "Kind",
+            "in_features": "In",
+            "out_features": "Out",
+            "modules": "Modules",
+            "added_parameters_at_rank_16": st.column_config.NumberColumn("LoRA adds at rank 16", format="localized"),
+        },
+    )
+    table_downloads(frame, "modules")
+
+
+number = run_id()
+run = load(number) if number is not None else None
+if run is None:
+    asked = st.query_params.get("id")
+    st.title("Run")
+    st.markdown(f"There is no run {formatting.plain(asked[:20])} here." if asked else "No run is named in the address.")
+    st.page_link("views/runs.py", label="All runs", icon=":material/table_rows:")
+    st.stop()
+
+header(run)
+actions(run)
+if problem := st.session_state.pop("run_again_problem", None):
+    st.error(formatting.plain(problem), icon=":material/error:")
+if new_id := st.session_state.pop("run_again", None):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.success("Queued once more.", icon=":material/check_circle:", width=240)
+        st.page_link(
+            "views/run.py", label=f"Run {new_id}", icon=":material/arrow_forward:", query_params={"id": str(new_id)}
+        )
+if run.state in ("queued", "running"):
+    live(run.id)
+what_went_wrong(run)
+metrics = pd.DataFrame(run.metrics, columns=["name", "unit", "variant", "x", "repeat", "value"])
+key_numbers(metrics)
+charts(run, metrics)
+details(run, metrics)

@@ -1,0 +1,57 @@
+"""Putting validated specs into the queue. The one place where a page turns specs into runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app import state
+from app.widgets import labels
+from db import queue
+from db.queue import NewRun
+from engine.spec import InitSpec, InspectSpec, Spec, spec_hash
+
+
+def new_run(spec: Spec) -> NewRun:
+    """The queue's entry for a spec, with the columns that pages filter by."""
+    document = spec.model_dump(mode="json")
+    if isinstance(spec, InspectSpec):
+        return NewRun(
+            kind=spec.kind,
+            spec=document,
+            spec_hash=spec_hash(spec),
+            model=spec.model,
+            device=spec.device,
+            priority=1,
+        )
+    adapter = document["adapter"]
+    return NewRun(
+        kind=spec.kind,
+        spec=document,
+        spec_hash=spec_hash(spec),
+        model=spec.model,
+        adapter=labels.adapter_label(adapter),
+        adapter_type=_adapter_type(spec),
+        strategy=spec.strategy,
+        dtype=spec.dtype,
+        device=spec.device,
+    )
+
+
+def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:
+    """Queue the specs in their order, as one sweep if it has a name, and make sure that someone works on them.
+
+    Returns:
+        The ids of the new runs.
+    """
+    with state.database().writing() as session:
+        ids = queue.enqueue(session, [new_run(spec) for spec in specs], sweep_name)
+    state.ensure_supervisor()
+    return ids
+
+
+def _adapter_type(spec: InitSpec) -> str | None:
+    adapter = spec.model_dump(mode="json")["adapter"]
+    if "path" not in adapter:
+        return str(adapter["type"])
+    config = labels.saved_config(adapter["path"]) or {}
+    return str(config["peft_type"]).lower() if config.get("peft_type") else None

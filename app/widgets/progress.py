@@ -1,0 +1,108 @@
+"""How a running or waiting run is shown while it changes: bar, phase, time left, cancel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import formatting, state
+from app.widgets import labels
+from app.widgets.estimates import Estimator
+from db import queue
+from db.runs import RunRow
+
+_SUPERVISOR_LINES = {
+    "running": (":material/check_circle:", "green", "Worker ready"),
+    "starting": (":material/hourglass_top:", "orange", "Worker starting, a few seconds"),
+    "stopped": (":material/error:", "red", "Worker did not start"),
+}
+
+
+def supervisor_badge() -> None:
+    """Whether someone works on the queue; starts a supervisor where none does."""
+    icon, colour, text = _SUPERVISOR_LINES[state.ensure_supervisor()]
+    help_text = None if colour != "red" else "The file supervisor.log in the home folder says why."
+    st.badge(text, icon=icon, color=colour, help=help_text)  # type: ignore[arg-type]
+
+
+def fraction_done(row: RunRow) -> float:
+    """How much of the current phase is done, from 0 to 1."""
+    progress = row.progress or {}
+    total = progress.get("total") or 0
+    return min(max(progress.get("done", 0) / total, 0.0), 1.0) if total else 0.0
+
+
+def expected_s(row: RunRow, estimator: Estimator) -> float | None:
+    """How long this run takes as a whole, from earlier runs alike; None where there were none."""
+    expectation = estimator.expect(
+        kind=row.kind,
+        model=row.model,
+        adapter=row.adapter,
+        strategy=row.strategy,
+        dtype=row.dtype,
+        device=row.device,
+        spec=row.spec,
+        parameters=None,
+    )
+    return expectation.seconds if expectation else None
+
+
+def phase_text(row: RunRow, now_s: float, expected_s: float | None = None) -> str:
+    """What a running run does now: phase, steps, time so far, time left.
+
+    The time left is that of the whole run where runs like it were measured (``expected_s``), else of the phase.
+    """
+    progress = row.progress or {}
+    parts = [formatting.plain(str(progress.get("phase") or "Starting").capitalize())]
+    if progress.get("total"):
+        parts.append(f"{progress.get('done', 0)} of {progress['total']}")
+    started_at = row.started_at or row.claimed_at
+    if started_at is not None:
+        elapsed_s = max(now_s - started_at, 0)
+        parts.append(f"{formatting.duration(elapsed_s)} so far")
+        if expected_s is not None and expected_s > elapsed_s:
+            parts.append(f"about {formatting.duration(expected_s - elapsed_s)} left")
+    if expected_s is None and progress.get("eta_s") is not None:
+        parts.append(f"about {formatting.duration(progress['eta_s'])} left in this phase")
+    if row.cancel_requested:
+        parts.append("being cancelled")
+    return " · ".join(parts)
+
+
+def run_name(row: RunRow) -> str:
+    """A run's title, safe inside Markdown."""
+    return formatting.plain(labels.run_title(row.kind, row.model, row.adapter, row.strategy, row.name))
+
+
+def running_card(row: RunRow, expected_s: float | None = None) -> None:
+    """One running run with its bar, what it does now, the end of its log, and a button to cancel it."""
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.markdown(f"**{run_name(row)}**", width="content")
+            with st.container(horizontal=True, width="content"):
+                st.page_link(
+                    "views/run.py",
+                    label=f"Run {row.id}",
+                    icon=":material/open_in_new:",
+                    query_params={"id": str(row.id)},
+                )
+                st.button(
+                    "Cancel",
+                    key=f"cancel_{row.id}",
+                    icon=":material/cancel:",
+                    disabled=row.cancel_requested,
+                    on_click=cancel,
+                    args=([row.id],),
+                )
+        st.progress(fraction_done(row), text=phase_text(row, state.now_s(), expected_s))
+        log = state.log_tail(Path(row.run_folder) / "log.txt", lines=8) if row.run_folder else ""
+        if log:
+            with st.expander("Log", icon=":material/notes:"):
+                st.code(log, language=None, wrap_lines=True)
+
+
+def cancel(run_ids: list[int]) -> None:
+    """Cancel these runs: queued ones at once, running ones as soon as the supervisor sees it."""
+    with state.database().writing() as session:
+        queue.request_cancel(session, run_ids)
