@@ -77,6 +77,7 @@ def parse_result(document: Mapping[str, Any]) -> ParsedResult:
     Raises:
         DocumentRefused: naming the field at fault.
     """
+    _mapping("document", document)
     state = document.get("state")
     if state not in FINAL_STATES:
         _refuse("state", f"must be one of {', '.join(FINAL_STATES)}, not {_shown(state)}")
@@ -100,8 +101,6 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
     Raises:
         DocumentRefused: naming the field at fault.
     """
-    if not isinstance(document, Mapping):
-        _refuse("document", f"must be a JSON object, not {_shown(document)}")
     result = parse_result(document)
     if document.get("spec") is None:
         _refuse("spec", "is missing")

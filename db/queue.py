@@ -17,7 +17,7 @@ from sqlalchemy import CursorResult, Update, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.chunks import chunks
-from db.documents import parse_result
+from db.documents import DocumentRefused, parse_result
 from db.models import Run, Sweep
 from db.results import insert_measurements, result_columns
 
@@ -46,6 +46,7 @@ class ClaimedRun:
     uid: str
     kind: str
     spec: dict[str, Any]
+    spec_hash: str
     device: str
 
 
@@ -58,6 +59,7 @@ class RunningRun:
     kind: str
     device: str
     spec: dict[str, Any]
+    spec_hash: str
     supervisor: str | None
     worker_pid: int | None
     worker_process_started_at: float | None
@@ -125,7 +127,7 @@ def claim(
         update(Run)
         .where(Run.id == first.scalar_subquery())
         .values(state="running", supervisor=supervisor, claimed_at=now, heartbeat_at=now)
-        .returning(Run.id, Run.uid, Run.kind, Run.spec, Run.device)
+        .returning(Run.id, Run.uid, Run.kind, Run.spec, Run.spec_hash, Run.device)
         .execution_options(synchronize_session=False)
     ).one_or_none()
     return None if row is None else ClaimedRun(*row)
@@ -190,13 +192,15 @@ def finish(
 ) -> bool:
     """Store the result document of a running run, with its metrics and at most 600 samples per series.
 
-    Returns False, and changes nothing, when the run is not running: a final state is never overwritten.
-    ``background_cpu_share`` is read from the metric of that name where it is not given.
-
-    Raises:
-        DocumentRefused: when the document is not a result; nothing is stored.
+    Returns False, and changes nothing, when the run is not running: a final state is never overwritten. A document that
+    cannot be stored (a metric that is not finite, say) ends the run as ``failed`` with the reason, so that no run stays
+    running for ever. ``background_cpu_share`` is read from the metric of that name where it is not given.
     """
-    result = parse_result(document)
+    try:
+        result = parse_result(document)
+    except DocumentRefused as refusal:
+        error = {"kind": "result_refused", "text": f"The result cannot be stored: {refusal}"}
+        result = parse_result({"state": "failed", "error": error})
     values = {**result_columns(result), "finished_at": time.time()}
     if background_cpu_share is not None:
         values["background_cpu_share"] = background_cpu_share
@@ -215,6 +219,7 @@ def running(session: Session) -> list[RunningRun]:
             Run.kind,
             Run.device,
             Run.spec,
+            Run.spec_hash,
             Run.supervisor,
             Run.worker_pid,
             Run.worker_process_started_at,

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from db.documents import FINAL_STATES, TIMING_FIELDS, DocumentRefused, parse_run
+from db.documents import TIMING_FIELDS, DocumentRefused, parse_run
 from db.models import MemorySample, Metric, Run, Tag
 from db.queue import next_replicas
 from db.results import insert_measurements, result_columns
@@ -69,16 +69,16 @@ def import_document(
 
 
 def export_document(session: Session, run_id: int) -> dict[str, Any]:
-    """The result document of a run that has ended, with its uid, timing, labels, name, note and tags.
+    """The result document of a run, with its uid, timing, labels, name, note and tags.
+
+    A run that has not ended gives what is known so far; such a document says so by its state and cannot be imported.
 
     Raises:
-        LookupError: when there is no such run, or it has not ended yet; the text is one sentence.
+        LookupError: when there is no such run; the text is one sentence.
     """
     run = session.get(Run, run_id)
     if run is None:
         raise LookupError(f"run {run_id}: does not exist")
-    if run.state not in FINAL_STATES:
-        raise LookupError(f"run {run_id}: is {run.state} and has no result yet")
     metrics = select(Metric.name, Metric.unit, Metric.value, Metric.variant, Metric.x, Metric.repeat)
     samples = select(
         MemorySample.source, MemorySample.time_s, MemorySample.phase, MemorySample.category, MemorySample.bytes

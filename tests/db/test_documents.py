@@ -198,10 +198,15 @@ def test_a_failure_while_storing_leaves_the_rest_of_the_transaction_whole(
     assert row_counts(database) == [1, 2, 2, 0]
 
 
-def test_a_run_without_a_result_is_not_exported(database: Database, enqueue) -> None:
+def test_a_run_without_a_result_is_exported_as_it_is_but_not_imported(database: Database, enqueue) -> None:
     (run_id,) = enqueue()
-    with pytest.raises(LookupError, match="is queued and has no result yet"):
-        export(database, run_id)
+    exported = export(database, run_id)
+    assert (exported["state"], exported["metrics"], exported["error"]) == ("queued", [], None)
+    with pytest.raises(runs.ImportRefused, match=r"^state: must be one of succeeded, .*, not 'queued'$"):
+        store(database, exported)
+
+
+def test_a_run_that_does_not_exist_cannot_be_exported(database: Database) -> None:
     with pytest.raises(LookupError, match="does not exist"):
         export(database, 999)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from sqlalchemy import update
 from sqlalchemy.dialects import postgresql
 
 from db import queue, runs
-from db.documents import DocumentRefused
 from db.models import Run
 from db.session import Database
 from tests.db.conftest import metric, new_run, sample
@@ -42,6 +40,7 @@ def test_a_claimed_run_carries_what_its_worker_needs(database: Database, enqueue
     before = time.time()
     claimed = claim("supervisor 7")
     assert (claimed.id, claimed.kind, claimed.device, claimed.spec["seed"]) == (run_id, "init", "cpu", 0)
+    assert claimed.spec_hash == f"{0:064x}"
     assert len(claimed.uid) == 32
     with database.reading() as session:
         (running,) = queue.running(session)
@@ -202,15 +201,12 @@ def test_a_run_that_went_missing_ends_as_lost(database: Database, enqueue, claim
     assert (run.state, run.error_text, run.background_cpu_share) == ("lost", "the worker is gone", 0.5)
 
 
-def test_a_result_that_cannot_be_stored_is_refused_and_leaves_the_run_running(
-    database: Database, enqueue, claim
-) -> None:
-    (run_id,) = enqueue()
-    claim()
-    with database.writing() as session:
-        with pytest.raises(DocumentRefused, match=r"^metrics\[0\]\.value: must be a finite number"):
-            queue.finish(session, run_id, {"state": "succeeded", "metrics": [metric("init_time_s", float("nan"))]})
-        assert [run.id for run in queue.running(session)] == [run_id]
+def test_a_result_that_cannot_be_stored_ends_the_run_as_failed_and_says_why(database: Database, finished) -> None:
+    run_id = finished({"state": "succeeded", "metrics": [metric("a", 1.0), metric("b", float("nan"))]})
+    with database.reading() as session:
+        run = runs.get_run(session, run_id)
+    assert (run.state, run.error_kind, run.metrics) == ("failed", "result_refused", ())
+    assert run.error_text == "The result cannot be stored: metrics[1].value: must be a finite number, not nan"
 
 
 def test_samples_are_thinned_when_they_are_stored(database: Database, finished) -> None:
