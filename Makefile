@@ -8,10 +8,10 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog bench-init chromium
+.PHONY: help run test lint format catalog bench-init bench-dashboard chromium
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(ROOT)/.venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -52,3 +52,6 @@ catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog aga
 bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dispatch
+
+bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## what an open page costs a measurement, and the other way round
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from db.session import DatabaseError, home, open_database
 from engine import catalog
 from engine.spec import InitSpec, SpecError, parse_spec, spec_hash
 
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadInput, SpecError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
+    except DatabaseError as error:
+        print(error, file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)
         return FAILED
@@ -187,17 +191,16 @@ def _plain(value: Any) -> Any:
 
 
 def _supervise(options: argparse.Namespace) -> int:
-    from db import session
     from engine.supervisor import AlreadySupervised, Supervisor, hold_lock
 
-    home = session.home()
+    folder = home()
     try:
-        hold_lock(home)
+        hold_lock(folder)
     except AlreadySupervised as error:
         print(error, file=sys.stderr)
         return FAILED
-    database = session.open_database()
-    supervisor = Supervisor(database, home, _executor())
+    database = open_database()
+    supervisor = Supervisor(database, folder, _executor())
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     supervisor.run(options.idle_exit)
@@ -209,9 +212,9 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from db import runs, session
+    from db import runs
 
-    database = session.open_database()
+    database = open_database()
     stored = []
     for name in options.results:
         try:
@@ -221,7 +224,7 @@ def _import(options: argparse.Namespace) -> int:
         for document in documents if isinstance(documents, list) else [documents]:
             try:
                 with database.writing() as db:
-                    run_id, created = runs.import_document(db, document)
+                    run_id, created = runs.import_document(db, document, **_labels(document))
             except runs.ImportRefused as error:
                 raise BadInput(f"{name}: {error}") from None
             stored.append({"file": name, "run_id": run_id, "created": created})
@@ -229,10 +232,18 @@ def _import(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _export(options: argparse.Namespace) -> int:
-    from db import runs, session
+def _labels(document: Any) -> dict[str, str]:
+    """What charts call the adapter of a document. Left to the importer where there is none to be found."""
+    adapter = (document.get("spec") or {}).get("adapter") if isinstance(document, dict) else None
+    if not isinstance(adapter, dict) or "adapter" in document:
+        return {}
+    return {"adapter": catalog.adapter_label(adapter)}
 
-    database = session.open_database()
+
+def _export(options: argparse.Namespace) -> int:
+    from db import runs
+
+    database = open_database()
     documents = []
     with database.reading() as db:
         for run_id in options.run_ids:

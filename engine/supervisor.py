@@ -248,7 +248,10 @@ class Supervisor:
             worker = self._executor.adopt(folder)
             if worker is not None:
                 _log.info("run %d: adopted its worker, process %d", row.id, worker.pid)
-                self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
+                with self._database.writing() as db:
+                    adopted = queue.adopt(db, row.id, self._id)
+                if adopted:
+                    self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
                 continue
             document = LocalWorker(0, 0.0, folder).collect()
             if document is None:

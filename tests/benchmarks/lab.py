@@ -1,0 +1,108 @@
+"""A throw-away lab for benchmarks: its own home, a supervisor and, if wanted, a dashboard, all real processes.
+
+Measures nothing. Everything it starts is ended when the block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from db import queue, runs
+from db.session import Database, open_database
+from engine.spec import parse_spec, spec_hash
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Lab:
+    """An open database with a supervisor that serves it."""
+
+    def __init__(self, home: Path, database: Database) -> None:
+        self.home = home
+        self.database = database
+
+    def submit(self, *documents: dict[str, Any]) -> list[int]:
+        """Queue init specs and return their run ids."""
+        with self.database.writing() as db:
+            return queue.enqueue(db, [_new_run(document) for document in documents])
+
+    def wait(self, run_ids: list[int], timeout_s: float = 600) -> list[runs.RunDetail]:
+        """The runs, once all have ended well."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            with self.database.reading() as db:
+                rows = [row for row in (runs.get_run(db, run_id) for run_id in run_ids) if row is not None]
+            if all(row.state not in ("queued", "running") for row in rows):
+                for row in rows:
+                    if row.state != "succeeded":
+                        raise SystemExit(f"run {row.id} {row.state}: {row.error_text}")
+                return rows
+            time.sleep(0.2)
+        raise SystemExit(f"runs {run_ids} did not end within {timeout_s:.0f} s")
+
+    @contextlib.contextmanager
+    def dashboard(self) -> Iterator[str]:
+        """The address of a dashboard on this lab."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        process = _start(self.home, "dashboard.log", "-m", "streamlit", "run", "app/main.py", f"--server.port={port}")
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(150):
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
+                    break
+                time.sleep(0.2)
+            yield address
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    """A lab in a temporary home whose supervisor is warm."""
+    home = Path(tempfile.mkdtemp(prefix="peft-lab-bench-"))
+    os.environ["PEFT_LAB_HOME"] = str(home)
+    os.environ.pop("PEFT_LAB_DATABASE_URL", None)
+    database = open_database()
+    supervisor = _start(home, "supervisor.log", "-m", "engine", "supervise")
+    opened = Lab(home, database)
+    try:
+        opened.wait(opened.submit({"model": "tiny-test", "repeats": 1, "warmup": 0}))
+        yield opened
+    finally:
+        supervisor.terminate()
+        supervisor.wait()
+        database.close()
+
+
+def _start(home: Path, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    with (home / log_name).open("ab") as log:
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log)
+
+
+def _new_run(document: dict[str, Any]) -> queue.NewRun:
+    spec = parse_spec({"kind": "init", **document})
+    full = spec.model_dump(mode="json")
+    return queue.NewRun(
+        kind="init",
+        spec=full,
+        spec_hash=spec_hash(spec),
+        model=spec.model,
+        device=spec.device,
+        adapter="DoRA" if full["adapter"]["options"].get("use_dora") else "LoRA",
+        adapter_type="lora",
+        strategy=full["strategy"],
+        dtype=full["dtype"],
+    )
