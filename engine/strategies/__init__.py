@@ -1,0 +1,1 @@
+"""Alternatives to stock PEFT, each with the proof that its result is the same. Measures nothing itself."""
