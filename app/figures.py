@@ -102,9 +102,9 @@ def init_seconds(
             x=[float(values.max())],
             y=[label],
             mode="text",
-            text=[
-                f"  <b>{formatting.seconds(median)}</b>  {formatting.evidence(len(values), rows['run_id'].nunique())}"
-            ],
+            # Em spaces, as ordinary ones at the start of a line are dropped.
+            text=[f"\u2003<b>{formatting.seconds(median)}</b>\u2002{_evidence(rows)}"],
+            textfont={"size": 13},
             textposition="middle right",
             cliponaxis=False,
             hoverinfo="skip",
@@ -115,6 +115,7 @@ def init_seconds(
     scale = ", log scale" if log else ""
     _finish(figure, f"{title}{scale}, lower is better", height_px=120 + ROW_HEIGHT_PX * len(labels))
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, title=None)
+    figure.update_yaxes(tickfont={"size": 13})
     if log:
         # Room on the right for the direct labels, which are as long as a decade or so is wide.
         left, right = low / 1.6, high * (high / low) ** 0.45 * 1.5
@@ -151,10 +152,11 @@ def repeats(frame: pd.DataFrame, colour: str, *, title: str = "Each repeat") -> 
         figure.add_hline(
             y=median,
             line={"dash": "dash", "width": 1.5, "color": formatting.GREY},
-            annotation={"text": text, "font": {"size": 12}, "yshift": 2},
-            annotation_position="top right",
+            annotation={"text": text, "font": {"size": 12}, "xanchor": "left", "xshift": 6},
+            annotation_position="right",
         )
-    _finish(figure, f"{title}, seconds, lower is better", height_px=300)
+    _finish(figure, f"{title}, seconds, lower is better", height_px=320)
+    figure.update_layout(margin={"t": 76, "r": 110})
     figure.update_xaxes(type="category", title="repeat", showgrid=False)
     figure.update_yaxes(rangemode="tozero", range=[0, float(frame["seconds"].max()) * 1.2 or 1], ticksuffix=" s")
     return figure
@@ -220,9 +222,21 @@ def process_memory(frame: pd.DataFrame, *, title: str = "Memory of the process")
     return figure
 
 
+def _evidence(rows: pd.DataFrame) -> str:
+    return formatting.evidence(len(rows), rows["run_id"].nunique())
+
+
 def _finish(figure: go.Figure, title: str, *, height_px: int) -> None:
     figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 15}},
+        title={
+            "text": title,
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "font": {"size": 15},
+        },
         height=height_px,
         margin={"l": 8, "r": 16, "t": 52, "b": 40},
         showlegend=False,

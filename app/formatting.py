@@ -158,8 +158,20 @@ def state_colour(state: str) -> str:
     return _STATES[state][1] if state in _STATES else "gray"
 
 
+_METRIC_TITLES = {
+    "init_time_s": "Init time",
+    "first_attach_time_s": "First attach",
+    "first_forward_time_s": "First forward",
+    "init_peak_extra_bytes": "Peak extra memory",
+    "init_peak_extra_rss_bytes": "Peak extra RSS",
+    "background_cpu_share": "Background CPU",
+}
+
+
 def metric_title(name: str) -> str:
-    """A metric's name for people: "init_peak_extra_bytes" -> "Init peak extra"."""
+    """A metric's name for people: "init_peak_extra_bytes" -> "Peak extra memory"."""
+    if name in _METRIC_TITLES:
+        return _METRIC_TITLES[name]
     words = name.split("_")
     if words[-1] in ("s", "bytes", "share"):
         words = words[:-1]
@@ -174,6 +186,12 @@ def targets_text(targets: str | Sequence[str] | None) -> str:
     if isinstance(targets, str):
         return targets
     return ", ".join(targets) if len(targets) <= 4 else f"{', '.join(targets[:3])} and {len(targets) - 3} more"
+
+
+def sentence(text: str) -> str:
+    """``text`` with a full stop at its end unless it has an ending of its own."""
+    stripped = text.strip()
+    return stripped if stripped.endswith((".", "!", "?", ":")) or not stripped else f"{stripped}."
 
 
 def listing(names: Iterable[str]) -> str:

@@ -5,12 +5,14 @@ Run from the repository root with ``python -m streamlit run app/main.py``. Loads
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from app import state
 from db.session import DatabaseError
 
-st.set_page_config(page_title="PEFT Lab", page_icon=":material/science:", layout="wide")
+st.set_page_config(page_title="PEFT Lab", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
 
 try:
     state.database()

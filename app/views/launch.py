@@ -42,7 +42,7 @@ def spec_problems(spec: InitSpec) -> list[SpecError]:
 def model_option(model: str) -> str:
     """A model in the list: label and size, or what was typed."""
     if not own_models.is_bundled(model):
-        return labels.model_label(model)
+        return model
     entry = catalog.model(model)
     return f"{entry.label} ({formatting.count(entry.parameters)} parameters)" if entry.parameters < 1e9 else entry.label
 
@@ -218,9 +218,9 @@ def details(spec: InitSpec) -> None:
     document = json.dumps(spec.model_dump(mode="json"), indent=1)
     as_json, as_command, as_code = st.tabs(["Spec JSON", "Command", "Python"])
     with as_json:
-        st.code(document, language="json")
+        st.code(document, language="json", height=320)
     with as_command:
-        st.code(f"python -m engine measure - <<'JSON'\n{document}\nJSON", language="bash")
+        st.code(f"python -m engine measure - <<'JSON'\n{document}\nJSON", language="bash", height=320)
     with as_code:
         st.code(catalog.snippet(spec), language="python")
 
@@ -309,7 +309,10 @@ again = sum(candidate.measured > 0 and candidate.problem is None for candidate i
 with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
     parts = [f"**{formatting.plural(len(specs), 'run')}**"]
     if specs and total_s is not None:
-        parts.append(f"about {formatting.duration(total_s)}" + (f" ({ESTIMATE_NOTE})" if is_estimate else ""))
+        parts.append(
+            ("under 1 s" if total_s < 1 else f"about {formatting.duration(total_s)}")
+            + (f" ({ESTIMATE_NOTE})" if is_estimate else "")
+        )
     if blocked and not too_many:
         parts.append(f"{formatting.plural(blocked, 'combination')} cannot run")
     if again:

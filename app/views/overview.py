@@ -10,6 +10,8 @@ from app.widgets import first_sweep, frames, labels
 from app.widgets.downloads import table_downloads
 from db import runs
 
+LORA, DORA = "LoRA · Stock PEFT", "DoRA · Stock PEFT"
+
 
 @st.fragment(run_every=1)
 def live_progress() -> None:
@@ -22,51 +24,68 @@ def live_progress() -> None:
         first_sweep.progress_card(current)
 
 
-def key_numbers(table: pd.DataFrame) -> None:
-    """The answer in four numbers."""
-    by_variant = table.set_index("variant")["median_s"]
-    lora, dora = by_variant.get("LoRA · Stock PEFT"), by_variant.get("DoRA · Stock PEFT")
-    faster = by_variant[by_variant.index.str.startswith("DoRA · ") & (by_variant.index != "DoRA · Stock PEFT")]
-    best = faster.idxmin() if len(faster) else None
+def key_numbers(summary: pd.DataFrame) -> None:
+    """The answer in four numbers, of runs whose checks passed."""
+    passed = summary[summary["failed_checks"] == 0].set_index("variant")
+    medians = passed["median_s"]
+    lora, dora = medians.get(LORA), medians.get(DORA)
+    faster = medians[medians.index.str.startswith("DoRA · ") & (medians.index != DORA)]
+    best = str(faster.idxmin()) if len(faster) else None
+    times = dora / medians[best] if best and dora else None
+
+    def evidence(variant: str) -> str:
+        row = passed.loc[variant] if variant in passed.index else None
+        return "not measured" if row is None else formatting.evidence(int(row["repeats"]), int(row["runs"]))
+
     with st.grid(4, min_column_width=170):
-        st.metric("LoRA init", formatting.seconds(lora), border=True, height="stretch")
-        st.metric("DoRA init, stock", formatting.seconds(dora), border=True, height="stretch")
-        st.metric(
-            "DoRA / LoRA",
-            formatting.ratio(dora / lora if lora and dora else None),
-            border=True,
-            height="stretch",
-            help="How many times as long as LoRA stock DoRA takes to attach.",
-        )
-        st.metric(
+        card("LoRA init", formatting.seconds(lora), evidence(LORA))
+        card("DoRA init, stock", formatting.seconds(dora), evidence(DORA))
+        card("DoRA / LoRA", formatting.ratio(dora / lora if lora and dora else None), "stock against stock")
+        card(
             f"Fastest DoRA: {best.removeprefix('DoRA · ')}" if best else "Fastest DoRA",
-            formatting.seconds(by_variant[best]) if best else formatting.DASH,
-            delta=f"{formatting.ratio(dora / by_variant[best])} as fast as stock" if best and dora else None,
-            delta_arrow="off",
-            delta_color="green" if best and dora and by_variant[best] < dora else "off",
-            border=True,
-            height="stretch",
+            formatting.seconds(medians[best]) if best else formatting.DASH,
+            f"{formatting.ratio(times)} as fast as stock" if times else "not measured",
+            is_good=bool(times and times > 1),
         )
+
+
+def card(label: str, value: str, note: str, *, is_good: bool = False) -> None:
+    """One number with what it stands on."""
+    st.metric(
+        label,
+        value,
+        delta=note,
+        delta_arrow="off",
+        delta_color="green" if is_good else "off",
+        border=True,
+        height="stretch",
+    )
 
 
 def table(summary: pd.DataFrame) -> None:
     """The chart's numbers."""
-    unit, unit_bytes = formatting.byte_unit(float(summary["peak_extra_bytes"].max() or 0))
-    shown = summary.assign(peak_extra_bytes=summary["peak_extra_bytes"] / unit_bytes)
+    shown = pd.DataFrame(
+        {
+            "Adapter and strategy": summary["variant"],
+            "Median": [formatting.seconds(value) for value in summary["median_s"]],
+            "Interquartile range": [
+                f"{formatting.seconds(low)} to {formatting.seconds(high)}" if pd.notna(low) else formatting.DASH
+                for low, high in zip(summary["lower_quartile_s"], summary["upper_quartile_s"], strict=True)
+            ],
+            "Measured": [
+                formatting.evidence(repeats, runs_)
+                for repeats, runs_ in zip(summary["repeats"], summary["runs"], strict=True)
+            ],
+            "Times LoRA": [formatting.ratio(value) for value in summary["times_lora"]],
+            "Peak extra memory": [formatting.size(value) for value in summary["peak_extra_bytes"]],
+        }
+    )
+    right = st.column_config.TextColumn(alignment="right")
     st.dataframe(
         shown,
         hide_index=True,
         alt="Time and memory to attach the adapter, by adapter and strategy",
-        column_config={
-            "variant": st.column_config.TextColumn("Adapter and strategy", pinned=True),
-            "median_s": st.column_config.NumberColumn("Median", format="%.3g s"),
-            "lower_quartile_s": st.column_config.NumberColumn("Lower quartile", format="%.3g s"),
-            "upper_quartile_s": st.column_config.NumberColumn("Upper quartile", format="%.3g s"),
-            "repeats": st.column_config.NumberColumn("Repeats"),
-            "runs": st.column_config.NumberColumn("Runs"),
-            "times_lora": st.column_config.NumberColumn("Times LoRA", format="%.3g×"),
-            "peak_extra_bytes": st.column_config.NumberColumn(f"Peak extra memory, {unit}", format="%.3g"),
-        },
+        column_config={name: right for name in shown.columns[1:]},
     )
     table_downloads(summary, "init_by_strategy")
 
@@ -120,7 +139,7 @@ summary = frames.summary(frame, peaks)
 st.caption(f"{labels.model_label(model)} · {setting} · {state.devices()[0].name}")
 key_numbers(summary)
 st.plotly_chart(
-    figures.init_seconds(frame, labels.adapter_colours(), baseline="LoRA · Stock PEFT"),
+    figures.init_seconds(frame, labels.adapter_colours(), baseline=LORA),
     key="init_chart",
     config={"displaylogo": False},
     alt="Seconds to attach the adapter by adapter and strategy, lower is better; the table below has the numbers",

@@ -25,10 +25,10 @@ def waiting_list(rows: list[RunRow]) -> None:
                 on_click=progress.cancel,
                 args=([row.id for row in rows],),
             )
-    with st.container(border=True, gap="xsmall", height=min(52 * len(rows) + 34, 420)):
+    with st.container(border=True, gap="xsmall", height=420 if len(rows) > 8 else "content"):
         for row in rows:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                sweep = f" :gray[{formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
+                sweep = f" :gray[· {formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
                 st.markdown(f":gray[{row.id}] {progress.run_name(row)}{sweep}", width="content")
                 st.button(
                     "Cancel",
@@ -48,11 +48,11 @@ def recent_list(rows: list[RunRow]) -> None:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
                 icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
                 problem = frames.problem_sentence(row)
-                reason = f" :gray[{formatting.plain(problem)}]" if problem else ""
+                reason = f" :gray[· {formatting.plain(problem)}]" if problem else ""
                 took = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
                 st.markdown(
                     f":{colour}[{icon}] {progress.run_name(row)} "
-                    f":gray[{formatting.duration(took)}, {formatting.ago(row.finished_at, state.now_s())}]{reason}",
+                    f":gray[· {formatting.duration(took)} · {formatting.ago(row.finished_at, state.now_s())}]{reason}",
                     width="stretch",
                 )
                 st.page_link(

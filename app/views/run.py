@@ -17,7 +17,7 @@ from engine import catalog
 from engine.spec import InitSpec, SpecError, parse_spec
 
 FINAL_ADVICE = {
-    "out_of_memory": "Free memory, or choose a smaller model, fewer targets or a strategy without full-size temporaries.",
+    "out_of_memory": "Free memory, or choose a smaller model, fewer targets or another strategy.",
     "timed_out": "Raise the timeout, or choose fewer repeats.",
     "lost": "The worker ended without a result; the log below may say why, and the run can be started again.",
     "cancelled": "Someone cancelled it.",
@@ -27,7 +27,6 @@ FINAL_ADVICE = {
 KEY_METRICS = (
     frames.INIT_TIME,
     frames.PEAK_EXTRA,
-    "init_peak_extra_rss_bytes",
     "adapter_parameters",
     "adapted_modules",
 )
@@ -163,7 +162,7 @@ def again(run: RunRow) -> None:
 def what_went_wrong(run: RunDetail) -> None:
     """The sentence first, for every run that is not a plain success."""
     if run.state in FINAL_ADVICE:
-        sentence = formatting.plain(run.error_text or FINAL_ADVICE[run.state])
+        sentence = formatting.plain(formatting.sentence(run.error_text or FINAL_ADVICE[run.state]))
         advice = FINAL_ADVICE[run.state] if run.error_text and run.state != "cancelled" else ""
         show = st.error if run.state in ("failed", "lost") else st.warning
         show(f"{sentence}  \n{advice}" if advice else sentence, icon=formatting.state_icon(run.state))
@@ -181,34 +180,26 @@ def what_went_wrong(run: RunDetail) -> None:
 
 
 def key_numbers(metrics: pd.DataFrame) -> None:
-    """Medians with their spread."""
-    found = [name for name in KEY_METRICS if name in set(metrics["name"])]
-    if not found:
-        return
-    with st.grid(len(found) + 1, min_column_width=150):
-        for name in found:
-            values = metrics[metrics["name"] == name]["value"]
-            unit = metrics[metrics["name"] == name]["unit"].iloc[0]
-            st.metric(
-                formatting.metric_title(name),
-                formatting.measured(float(values.median()), unit),
-                border=True,
-                height="stretch",
-                help="Median" if len(values) > 1 else None,
-            )
-            if name == frames.INIT_TIME:
-                evidence = formatting.evidence(len(values), 1)
-                low, high = float(values.quantile(0.25)), float(values.quantile(0.75))
-                st.metric(
-                    "Interquartile range",
-                    formatting.seconds(high - low) if len(values) > 1 else formatting.DASH,
-                    border=True,
-                    height="stretch",
-                    help=f"{formatting.seconds(low)} to {formatting.seconds(high)}",
-                    delta=evidence,
-                    delta_arrow="off",
-                    delta_color="off",
-                )
+    """Median, spread and count of the init time, then what it cost."""
+    cards: list[tuple[str, str, str | None]] = []
+    for name in KEY_METRICS:
+        rows = metrics[metrics["name"] == name]
+        if rows.empty:
+            continue
+        values, unit = rows["value"], rows["unit"].iloc[0]
+        median = formatting.measured(float(values.median()), unit)
+        if name != frames.INIT_TIME:
+            cards.append((formatting.metric_title(name), median, None))
+            continue
+        low, high = float(values.quantile(0.25)), float(values.quantile(0.75))
+        spread = formatting.seconds(high - low) if len(values) > 1 else formatting.DASH
+        cards.append(("Init time", median, "Median of the repeats."))
+        cards.append(("Interquartile range", spread, f"From {formatting.seconds(low)} to {formatting.seconds(high)}."))
+        cards.append(("Repeats", "1 run" if len(values) == 1 else str(len(values)), None))
+    if cards:
+        with st.grid(len(cards), min_column_width=150):
+            for label, value, help_text in cards:
+                st.metric(label, value, border=True, height="stretch", help=help_text)
 
 
 def charts(run: RunDetail, metrics: pd.DataFrame) -> None:

@@ -34,6 +34,7 @@ def table(frame: pd.DataFrame) -> list[int]:
         peak_extra_bytes=frame["peak_extra_bytes"] / unit_bytes,
         when=pd.to_datetime(frame["when"], unit="s", utc=True),
     )
+    shown = shown.drop(columns=[name for name in ("tags", "name", "problem") if not frame[name].map(bool).any()])
     states = [formatting.state_text(name) for name in STATES]
     event = st.dataframe(
         shown,
@@ -42,6 +43,7 @@ def table(frame: pd.DataFrame) -> list[int]:
         selection_mode="multi-row",
         key="runs_table",
         height=min(38 + 35 * max(len(shown), 1), 480),
+        placeholder="",
         alt="Stored runs, newest first; select rows to open, compare or download them",
         column_config={
             "id": st.column_config.NumberColumn("Run", width="small", pinned=True, format="%d"),
@@ -49,7 +51,7 @@ def table(frame: pd.DataFrame) -> list[int]:
                 "State",
                 options=states,
                 color=[formatting.state_colour(name) for name in STATES],
-                width="small",
+                width=130,
             ),
             "model": "Model",
             "adapter": "Adapter",
@@ -60,8 +62,8 @@ def table(frame: pd.DataFrame) -> list[int]:
             "init_s": st.column_config.NumberColumn("Init median", format="%.3g s"),
             "peak_extra_bytes": st.column_config.NumberColumn(f"Peak extra, {unit}", format="%.3g"),
             "when": st.column_config.DatetimeColumn("When", format="distance"),
-            "tags": st.column_config.ListColumn("Tags"),
-            "name": "Name",
+            "tags": st.column_config.ListColumn("Tags", width="medium"),
+            "name": st.column_config.TextColumn("Name", width="medium"),
             "problem": st.column_config.TextColumn("What went wrong", width="large"),
         },
     )
@@ -88,6 +90,12 @@ def actions(selected: list[RunRow]) -> None:
             st.button("Archive", icon=":material/archive:", on_click=archive, args=(ids,))
         if any(row.archived_at is not None for row in selected):
             st.button("Restore", icon=":material/unarchive:", on_click=restore, args=(ids,))
+    for row in selected[:COMPARED]:
+        if problem := frames.problem_sentence(row):
+            st.markdown(
+                f":{formatting.state_colour(row.state)}[{formatting.state_icon(row.state)}] Run {row.id}: "
+                f"{formatting.plain(formatting.sentence(problem))}"
+            )
 
 
 def export(ids: list[int]) -> str:

@@ -15,22 +15,25 @@ CHART_METRICS = (INIT_TIME, PEAK_EXTRA)
 
 
 def init_frame(values: Iterable[MetricValue], runs: Mapping[int, RunRow]) -> pd.DataFrame:
-    """One line per measured repeat of the runs given: ``label adapter strategy seconds run_id``.
+    """One line per measured repeat of the runs given: ``label adapter strategy seconds run_id failed_checks``.
 
-    LoRA comes first, then each adapter with stock before its faster strategies, so that rows read as a comparison.
+    Runs with a failed check are rows of their own, as their times prove nothing. LoRA comes
+    first, then each adapter with stock before its faster strategies, so that rows read as a comparison.
     """
     rows = [
         {
-            "label": labels.variant_label(value.kind, value.adapter, value.strategy),
+            "label": labels.variant_label(value.kind, value.adapter, value.strategy)
+            + (", check failed" if value.failed_checks else ""),
             "adapter": value.adapter or "",
             "strategy": value.strategy or "",
             "seconds": value.value,
             "run_id": value.run_id,
+            "failed_checks": value.failed_checks or 0,
         }
         for value in values
         if value.name == INIT_TIME and value.run_id in runs
     ]
-    frame = pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id"])
+    frame = pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id", "failed_checks"])
     if frame.empty:
         return frame
     known = list(labels.adapter_colours())
@@ -69,6 +72,7 @@ def summary(frame: pd.DataFrame, peaks_bytes: Mapping[int, float]) -> pd.DataFra
                 "repeats": len(seconds),
                 "runs": int(rows["run_id"].nunique()),
                 "times_lora": float(seconds.median() / lora) if lora > 0 else None,
+                "failed_checks": int(rows["failed_checks"].max()),
                 "peak_extra_bytes": max(peaks) if peaks else None,
             }
         )
@@ -93,6 +97,7 @@ def runs_frame(rows: Sequence[RunRow], values: Mapping[tuple[int, str], float]) 
             {
                 "id": row.id,
                 "state": row.state,
+                "name": row.name or (f"Inspect {labels.model_label(row.model)}" if row.kind == "inspect" else None),
                 "model": labels.model_label(row.model),
                 "adapter": row.adapter,
                 "strategy": row.strategy,
@@ -102,9 +107,8 @@ def runs_frame(rows: Sequence[RunRow], values: Mapping[tuple[int, str], float]) 
                 "init_s": values.get((row.id, INIT_TIME)),
                 "peak_extra_bytes": values.get((row.id, PEAK_EXTRA)),
                 "when": row.finished_at or row.started_at or row.created_at,
-                "tags": list(row.tags),
-                "name": row.name or (f"Inspect {labels.model_label(row.model)}" if row.kind == "inspect" else None),
                 "problem": problem_sentence(row),
+                "tags": list(row.tags),
             }
             for row in rows
         ]

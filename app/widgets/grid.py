@@ -194,17 +194,14 @@ def preview_frame(found: Sequence[Candidate]) -> pd.DataFrame:
                 "Problem": candidate.problem or "",
             }
         )
-    return pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)
+    return frame.drop(columns=[name for name in ("Measured", "Problem") if not frame[name].any()])
 
 
 def _varying(documents: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     shown = {("model",), ("strategy",), ("dtype",), ("device",), ("kind",), ("task",)}
-    hidden = {
-        ("adapter", "target_modules"),
-        ("adapter", "path"),
-        ("adapter", "type"),
-        ("adapter", "options", "use_dora"),
-    }
+    hidden: set[tuple[str, ...]] = {("adapter", "target_modules"), ("adapter", "path"), ("adapter", "type")}
+    hidden |= {("adapter", "options", name) for choice in catalog.adapter_choices() for name in choice.options}
     paths: dict[tuple[str, ...], list[Any]] = {}
     for document in documents:
         for path, _ in _leaves(document):
@@ -216,7 +213,7 @@ def _varying(documents: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...
 
 def _leaves(document: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in document.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _leaves(value, (*prefix, name))
         else:
             yield (*prefix, name), value

@@ -80,7 +80,7 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"**{run_name(row)}**", width="content")
-            with st.container(horizontal=True, width="content"):
+            with st.container(horizontal=True, vertical_alignment="center", width="content"):
                 st.page_link(
                     "views/run.py",
                     label=f"Run {row.id}",

@@ -104,8 +104,15 @@ def test_every_state_has_words_an_icon_and_a_colour() -> None:
 
 
 def test_metric_names_lose_their_unit_and_keep_their_words() -> None:
-    assert formatting.metric_title("init_peak_extra_rss_bytes") == "Init peak extra RSS"
-    assert formatting.metric_title("first_attach_time_s") == "First attach time"
+    assert formatting.metric_title("init_peak_extra_rss_bytes") == "Peak extra RSS"
+    assert formatting.metric_title("some_rss_bytes") == "Some RSS"
+    assert formatting.metric_title("adapted_modules") == "Adapted modules"
+
+
+def test_a_sentence_ends_with_one_full_stop() -> None:
+    assert formatting.sentence("It failed") == "It failed."
+    assert formatting.sentence("It failed. ") == "It failed."
+    assert formatting.sentence("") == ""
 
 
 def test_text_from_outside_cannot_become_markdown() -> None:

@@ -1,0 +1,49 @@
+"""A real database in a folder of its own for each test, and pages that believe a supervisor runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from db.session import Database, open_database
+from tests.app import stored
+
+MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
+
+
+@pytest.fixture
+def database(home: Path) -> Iterator[Database]:
+    """The empty database that the pages will open, with the test machine's CPU in it.
+
+    The supervisor's lock is held, so that no page starts a supervisor that nobody needs.
+    """
+    lock = os.open(home / "supervisor.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    opened = open_database()
+    stored.devices(opened)
+    yield opened
+    opened.close()
+    os.close(lock)
+
+
+@pytest.fixture
+def open_page(database: Database) -> Callable[..., AppTest]:
+    """Open a page by its name, with query parameters."""
+
+    def open_(name: str, **query: str) -> AppTest:
+        app = AppTest.from_file(str(MAIN), default_timeout=30)
+        app.run()
+        for key, value in query.items():
+            app.query_params[key] = value
+        if name != "overview":
+            app.switch_page(f"views/{name}.py")
+        app.run()
+        assert not app.exception, app.exception
+        return app
+
+    return open_

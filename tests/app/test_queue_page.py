@@ -1,0 +1,77 @@
+"""The Queue: what runs with its progress and log, what waits, cancelling, what ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from db import runs
+from db.session import Database
+from tests.app import stored
+from tests.app.reading import words
+
+Open = Callable[..., AppTest]
+
+
+def states(database: Database) -> dict[int, str]:
+    with database.reading() as session:
+        return {row.id: row.state for row in runs.list_runs(session)}
+
+
+def test_an_empty_queue_says_what_to_do_next_with_one_button(open_page: Open) -> None:
+    app = open_page("queue")
+    assert "Nothing runs and nothing waits" in words(app)
+    assert [button.label for button in app.button] == ["Launch a run"]
+
+
+def test_a_running_run_shows_phase_steps_time_and_the_end_of_its_log(
+    open_page: Open, database: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_text("first line\nlast line\n")
+    stored.store(
+        database,
+        stored.init_document(),
+        None,
+        folder=tmp_path,
+        progress={"phase": "attaching", "done": 77, "total": 154, "eta_s": 4.0},
+    )
+    app = open_page("queue")
+    (bar,) = app.get("progress")
+    assert bar.value == 50
+    assert "Attaching · 77 of 154" in bar.text
+    assert "about 4 s left in this phase" in bar.text
+    assert "last line" in app.code[0].value
+
+
+def test_cancelling_a_running_run_asks_the_supervisor_and_says_so(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), None)
+    app = open_page("queue")
+    app.button(key=f"cancel_{run_id}").click().run()
+    assert states(database)[run_id] == "running", "only the supervisor ends a running run"
+    assert "being cancelled" in app.get("progress")[0].text
+    assert app.button(key=f"cancel_{run_id}").disabled
+
+
+def test_one_or_all_waiting_runs_can_be_cancelled(open_page: Open, database: Database) -> None:
+    first, second, third = stored.queued(
+        database, stored.init_document(), stored.init_document(dora=True), stored.init_document("gpt2")
+    )
+    app = open_page("queue")
+    app.button(key=f"cancel_{second}").click().run()
+    assert states(database) == {first: "queued", second: "cancelled", third: "queued"}
+    app.button(key="cancel_all").click().run()
+    assert set(states(database).values()) == {"cancelled"}
+
+
+def test_what_ended_badly_is_listed_with_its_sentence(open_page: Open, database: Database) -> None:
+    stored.store(database, stored.init_document(), stored.failure("lost", "The worker was ended by SIGKILL"))
+    assert "The worker was ended by SIGKILL" in words(open_page("queue"))
+
+
+def test_a_name_that_looks_like_markdown_stays_text(open_page: Open, database: Database) -> None:
+    (run_id,) = stored.queued(database, stored.init_document())
+    with database.writing() as session:
+        runs.rename(session, run_id, "[click](http://example.org) :red[x]")
+    assert "\\[click\\]" in words(open_page("queue"))

@@ -1,0 +1,117 @@
+"""One run: its numbers, what went wrong, editing, running it again, and ids that lead nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from db import runs
+from db.session import Database
+from tests.app import stored
+from tests.app.reading import words
+
+Open = Callable[..., AppTest]
+
+
+@pytest.mark.parametrize("query", [{"id": "999"}, {"id": "abc"}, {"id": "-1"}, {"id": "9" * 40}, {}])
+def test_an_id_that_leads_nowhere_gets_one_sentence_and_a_link(open_page: Open, query: dict[str, str]) -> None:
+    app = open_page("run", **query)
+    assert "here." in words(app) or "No run is named" in words(app)
+    assert app.get("page_link")[0].value == "All runs"
+
+
+def test_median_spread_and_count_come_first(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(dora=True), stored.result([1.0, 1.2, 1.4]))
+    app = open_page("run", id=str(run_id))
+    shown = {metric.label: metric.value for metric in app.metric}
+    assert shown["Init time"] == "1.20 s"
+    assert shown["Interquartile range"] == "200 ms"
+    assert shown["Repeats"] == "3"
+    assert shown["Peak extra memory"] == "200 MiB"
+    assert len(app.get("plotly_chart")) == 3
+
+
+def test_a_single_repeat_says_one_run_and_has_no_spread(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(repeats=1), stored.result([1.0]))
+    shown = {metric.label: metric.value for metric in open_page("run", id=str(run_id)).metric}
+    assert shown["Repeats"] == "1 run"
+    assert shown["Interquartile range"] == "–"
+
+
+@pytest.mark.parametrize("state", ["failed", "out_of_memory", "timed_out", "lost", "cancelled"])
+def test_a_run_without_result_says_why_first_and_shows_its_log(
+    open_page: Open, database: Database, tmp_path: Path, state: str
+) -> None:
+    (tmp_path / "log.txt").write_text("the last words\n")
+    run_id = stored.store(
+        database, stored.init_document(), stored.failure(state, "Something went wrong"), folder=tmp_path
+    )
+    app = open_page("run", id=str(run_id))
+    alerts = [*app.error, *app.warning]
+    assert "Something went wrong" in alerts[0].value
+    assert any("the last words" in code.value for code in app.code)
+    assert not app.metric
+
+
+def test_a_failed_check_is_said_before_the_numbers(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), stored.result([1.0], failed_check=True))
+    assert "1 check did not pass" in open_page("run", id=str(run_id)).warning[0].value
+
+
+def test_name_note_and_tags_can_be_edited(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), stored.result([1.0]))
+    app = open_page("run", id=str(run_id))
+    app.text_input[0].set_value("  My run\0  ")
+    app.text_area[0].set_value("A *note*")
+    app.get("form_submit_button")[0].click().run()
+    assert not app.exception
+    with database.reading() as session:
+        run = runs.get_run(session, run_id)
+    assert run is not None
+    assert (run.name, run.note) == ("My run", "A *note*")
+    assert "My run" in app.title[0].value
+
+
+def test_run_again_queues_a_replica(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), stored.result([1.0]))
+    app = open_page("run", id=str(run_id))
+    next(button for button in app.button if button.label == "Run again").click().run()
+    with database.reading() as session:
+        (waiting,) = runs.queued_and_running(session)
+    assert waiting.replica == 1
+    assert "Queued once more" in words(app)
+
+
+def test_a_stored_spec_that_is_no_longer_valid_gets_a_sentence(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), stored.result([1.0]))
+    with database.writing() as session:
+        document = runs.export_document(session, run_id)
+        document["spec"]["strategy"] = "of_a_later_version"
+        document["uid"] = "0" * 32
+        other, _ = runs.import_document(session, document)
+    app = open_page("run", id=str(other))
+    next(button for button in app.button if button.label == "Run again").click().run()
+    assert not app.exception
+    assert "of\\_a\\_later\\_version" in app.error[0].value
+
+
+def test_archiving_and_restoring(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.init_document(), stored.result([1.0]))
+    app = open_page("run", id=str(run_id))
+    next(button for button in app.button if button.label == "Archive").click().run()
+    assert "archived" in words(app)
+    next(button for button in app.button if button.label == "Restore").click().run()
+    with database.reading() as session:
+        assert runs.list_runs(session)[0].archived_at is None
+
+
+def test_a_waiting_run_says_that_it_waits_and_can_be_cancelled(open_page: Open, database: Database) -> None:
+    (run_id,) = stored.queued(database, stored.init_document())
+    app = open_page("run", id=str(run_id))
+    assert "It waits for its turn" in words(app)
+    app.button(key="cancel_waiting").click().run()
+    with database.reading() as session:
+        assert runs.list_runs(session)[0].state == "cancelled"
