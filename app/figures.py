@@ -15,18 +15,13 @@ import plotly.graph_objects as go
 from app import formatting
 
 ROW_HEIGHT_PX = 46
+# Categories of tensors that were there before the adapter.
+BARE_MODEL = ("base parameters", "buffers")
 _CATEGORY_COLOURS = {
-    "parameters": "#8a949e",
-    "base": "#8a949e",
-    "base_parameters": "#8a949e",
+    "base parameters": formatting.GREY,
     "buffers": "#b9c0c7",
-    "adapter": "#0072B2",
-    "adapter_parameters": "#0072B2",
+    "adapter parameters": "#0072B2",
     "temporary": "#E69F00",
-    "temporaries": "#E69F00",
-    "gradients": "#CC79A7",
-    "activations": "#009E73",
-    "unattributed": "#56B4E9",
 }
 
 
@@ -163,13 +158,20 @@ def repeats(frame: pd.DataFrame, colour: str, *, title: str = "Each repeat") -> 
 
 
 def tensor_memory(frame: pd.DataFrame, *, title: str = "Live tensors while attaching") -> go.Figure:
-    """Live tensor bytes over time, stacked by category, so that the top edge is the total.
+    """Live tensor bytes over time, stacked by category, so that the top edge is their total.
+
+    The bare model does not change while an adapter is attached and would dwarf what does: its size is in the title, and
+    the stack shows what comes on top of it.
 
     Args:
         frame: ``time_s``, ``category``, ``bytes``; one line per category and moment.
     """
     figure = go.Figure()
     table = frame.pivot_table(index="time_s", columns="category", values="bytes", aggfunc="max").ffill().fillna(0)
+    still = [name for name in table.columns if name in BARE_MODEL and table[name].nunique() == 1]
+    if 0 < len(still) < len(table.columns):
+        title = f"{title}, on top of the model's {formatting.size(float(table[still].iloc[0].sum()))}"
+        table = table.drop(columns=still)
     unit, unit_bytes = formatting.byte_unit(float(table.sum(axis=1).max()))
     # The steadiest category lies at the bottom, so that what moves is seen moving.
     order = sorted(table.columns, key=lambda name: float(table[name].std(ddof=0) / (table[name].mean() or 1)))
@@ -178,14 +180,14 @@ def tensor_memory(frame: pd.DataFrame, *, title: str = "Live tensors while attac
         figure.add_scatter(
             x=table.index,
             y=table[name] / unit_bytes,
-            name=str(name).replace("_", " "),
+            name=str(name),
             mode="lines",
             line={"width": 0.5, "color": colour, "shape": "hv"},
             fillcolor=colour,
             stackgroup="tensors",
-            hovertemplate=f"{str(name).replace('_', ' ')} %{{y:.3~g}} {unit}<extra></extra>",
+            hovertemplate=f"{name} %{{y:.3~g}} {unit}<extra></extra>",
         )
-    _finish(figure, f"{title}, {unit}, lower is better", height_px=320)
+    _finish(figure, f"{title}, lower is better", height_px=320)
     _legend(figure, hover=True)
     figure.update_xaxes(title="seconds", showgrid=False)
     figure.update_yaxes(rangemode="tozero", ticksuffix=f" {unit}")
@@ -206,14 +208,14 @@ def process_memory(frame: pd.DataFrame, *, title: str = "Memory of the process")
         figure.add_scatter(
             x=rows["time_s"],
             y=rows["bytes"] / unit_bytes,
-            name=str(name).replace("_", " "),
+            name=str(name),
             mode="lines+markers" if len(rows) < 3 else "lines",
             line={
                 "width": 2,
                 "dash": dashes[position % len(dashes)],
                 "color": formatting.PALETTE[position % len(formatting.PALETTE)],
             },
-            hovertemplate=f"{str(name).replace('_', ' ')} %{{y:.3~g}} {unit}<extra></extra>",
+            hovertemplate=f"{name} %{{y:.3~g}} {unit}<extra></extra>",
         )
     _finish(figure, f"{title}, {unit}, lower is better", height_px=320)
     _legend(figure, hover=True)

@@ -168,8 +168,8 @@ def what_went_wrong(run: RunDetail) -> None:
         show(f"{sentence}  \n{advice}" if advice else sentence, icon=formatting.state_icon(run.state))
     if run.failed_checks:
         st.warning(
-            f"{formatting.plural(run.failed_checks, 'check')} did not pass: the result of this strategy is not equal "
-            "to stock's, so its times prove nothing.",
+            f"{formatting.plural(run.failed_checks, 'check')} did not pass, so these times may prove nothing; "
+            "Checks below says which.",
             icon=":material/rule:",
         )
     if run.background_cpu_share is not None and run.background_cpu_share > 0.1:
@@ -182,6 +182,7 @@ def what_went_wrong(run: RunDetail) -> None:
 def key_numbers(metrics: pd.DataFrame) -> None:
     """Median, spread and count of the init time, then what it cost."""
     cards: list[tuple[str, str, str | None]] = []
+    metrics = metrics[metrics["variant"].isna()]
     for name in KEY_METRICS:
         rows = metrics[metrics["name"] == name]
         if rows.empty:
@@ -206,7 +207,9 @@ def charts(run: RunDetail, metrics: pd.DataFrame) -> None:
     """Repeats, and memory over time as the tensors and the process show it."""
     samples = pd.DataFrame(run.samples, columns=["source", "time_s", "phase", "category", "bytes"])
     tensors, process = samples[samples["source"] == "tensors"], samples[samples["source"] == "process"]
-    times = metrics[metrics["name"] == frames.INIT_TIME][["repeat", "value"]].rename(columns={"value": "seconds"})
+    times = metrics[(metrics["name"] == frames.INIT_TIME) & metrics["variant"].isna()][["repeat", "value"]].rename(
+        columns={"value": "seconds"}
+    )
     first = metrics[metrics["name"] == "first_attach_time_s"]["value"]
     if len(first):
         times = pd.concat([pd.DataFrame({"repeat": [-1], "seconds": [first.iloc[0]]}), times])

@@ -31,7 +31,7 @@ def init_frame(values: Iterable[MetricValue], runs: Mapping[int, RunRow]) -> pd.
             "failed_checks": value.failed_checks or 0,
         }
         for value in values
-        if value.name == INIT_TIME and value.run_id in runs
+        if value.name == INIT_TIME and value.variant is None and value.run_id in runs
     ]
     frame = pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id", "failed_checks"])
     if frame.empty:
@@ -80,9 +80,10 @@ def summary(frame: pd.DataFrame, peaks_bytes: Mapping[int, float]) -> pd.DataFra
 
 
 def medians(values: Iterable[MetricValue]) -> dict[tuple[int, str], float]:
-    """Median of each metric of each run, by (run id, metric name)."""
+    """Median of each metric of each run, by (run id, metric name); variants such as a stage's time are left out."""
     frame = pd.DataFrame(
-        [(value.run_id, value.name, value.value) for value in values], columns=["run_id", "name", "value"]
+        [(value.run_id, value.name, value.value) for value in values if value.variant is None],
+        columns=["run_id", "name", "value"],
     )
     if frame.empty:
         return {}
@@ -137,6 +138,6 @@ def run_frame(values: Iterable[MetricValue], runs: Mapping[int, RunRow]) -> pd.D
             "run_id": value.run_id,
         }
         for value in values
-        if value.name == INIT_TIME and (row := runs.get(value.run_id)) is not None
+        if value.name == INIT_TIME and value.variant is None and (row := runs.get(value.run_id)) is not None
     ]
     return pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id"])

@@ -51,7 +51,7 @@ def expected_s(row: RunRow, estimator: Estimator) -> float | None:
 def phase_text(row: RunRow, now_s: float, expected_s: float | None = None) -> str:
     """What a running run does now: phase, steps, time so far, time left.
 
-    The time left is that of the whole run where runs like it were measured (``expected_s``), else of the phase.
+    The time left is the job's own guess, else what is left of ``expected_s`` for the whole run.
     """
     progress = row.progress or {}
     parts = [formatting.plain(str(progress.get("phase") or "Starting").capitalize())]
@@ -61,10 +61,12 @@ def phase_text(row: RunRow, now_s: float, expected_s: float | None = None) -> st
     if started_at is not None:
         elapsed_s = max(now_s - started_at, 0)
         parts.append(f"{formatting.duration(elapsed_s)} so far")
-        if expected_s is not None and expected_s > elapsed_s:
-            parts.append(f"about {formatting.duration(expected_s - elapsed_s)} left")
-    if expected_s is None and progress.get("eta_s") is not None:
-        parts.append(f"about {formatting.duration(progress['eta_s'])} left in this phase")
+        if progress.get("eta_s") is not None:
+            left_s: float | None = float(progress["eta_s"])
+        else:
+            left_s = expected_s - elapsed_s if expected_s is not None and expected_s > elapsed_s else None
+        if left_s is not None:
+            parts.append("almost done" if left_s < 1 else f"about {formatting.duration(left_s)} left")
     if row.cancel_requested:
         parts.append("being cancelled")
     return " · ".join(parts)

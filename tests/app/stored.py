@@ -48,15 +48,15 @@ def result(seconds: list[float], *, peak_bytes: int = 200 * 2**20, failed_check:
         {"source": "tensors", "time_s": step * 0.01, "phase": "attach", "category": category, "bytes": value}
         for step in range(40)
         for category, value in (
-            ("parameters", base),
-            ("adapter", step * 2**20),
+            ("base parameters", base),
+            ("adapter parameters", step * 2**20),
             ("temporary", top if step % 4 == 2 else 0),
         )
     ]
     process = [
         {"source": "process", "time_s": step * 0.1, "phase": "load", "category": category, "bytes": value}
         for step in range(30)
-        for category, value in (("rss_anon", GIB // 2 + min(step, 12) * GIB // 6), ("rss_file", GIB // 3))
+        for category, value in (("anonymous", GIB // 2 + min(step, 12) * GIB // 6), ("file-backed", GIB // 3))
     ]
     return {
         "state": "succeeded",

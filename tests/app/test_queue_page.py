@@ -41,7 +41,7 @@ def test_a_running_run_shows_phase_steps_time_and_the_end_of_its_log(
     (bar,) = app.get("progress")
     assert bar.value == 50
     assert "Attaching · 77 of 154" in bar.text
-    assert "about 4 s left in this phase" in bar.text
+    assert "about 4 s left" in bar.text
     assert "last line" in app.code[0].value
 
 

@@ -104,27 +104,38 @@ def test_one_repeat_says_one_run_instead_of_a_median() -> None:
     assert figure.layout.annotations[0].text == "1 run"
 
 
-def test_tensor_memory_is_stacked_so_that_the_top_is_the_total() -> None:
+def test_tensor_memory_stacks_what_comes_on_top_of_the_model_and_says_the_models_size() -> None:
     rows = pd.DataFrame(
         [
             {"time_s": time_s, "category": category, "bytes": value}
-            for time_s, base, temporary in ((0.0, 2**30, 0), (0.1, 2**30, 2**29), (0.2, 2**30, 0))
-            for category, value in (("parameters", base), ("temporary", temporary))
+            for time_s, adapter, temporary in ((0.0, 0, 0), (0.1, 2**20, 2**21), (0.2, 2**20, 0))
+            for category, value in (
+                ("base parameters", 2**30),
+                ("adapter parameters", adapter),
+                ("temporary", temporary),
+            )
         ]
     )
     figure = figures.tensor_memory(rows)
     assert {trace.stackgroup for trace in figure.data} == {"tensors"}
-    assert figure.data[0].name == "parameters", "what does not move lies at the bottom"
-    assert max(sum(trace.y[moment] for trace in figure.data) for moment in range(3)) == pytest.approx(1.5)
-    assert "GiB" in figure.layout.title.text
+    assert [trace.name for trace in figure.data] == ["adapter parameters", "temporary"]
+    assert max(sum(trace.y[moment] for trace in figure.data) for moment in range(3)) == pytest.approx(3.0)
+    assert "on top of the model's 1.00 GiB" in figure.layout.title.text
+
+
+def test_a_model_that_changes_while_attaching_stays_in_the_stack() -> None:
+    rows = pd.DataFrame(
+        {"time_s": [0.0, 0.1, 0.1], "category": ["base parameters", "base parameters", "temporary"], "bytes": [9, 5, 1]}
+    )
+    assert len(figures.tensor_memory(rows).data) == 2
 
 
 def test_a_category_missing_at_some_moments_keeps_its_last_value() -> None:
     rows = pd.DataFrame(
-        {"time_s": [0.0, 0.0, 0.1], "category": ["parameters", "adapter", "adapter"], "bytes": [100, 10, 20]}
+        {"time_s": [0.0, 0.0, 0.1], "category": ["scratch", "temporary", "temporary"], "bytes": [100, 10, 20]}
     )
     by_name = {trace.name: list(trace.y) for trace in figures.tensor_memory(rows).data}
-    assert by_name["parameters"] == [100, 100]
+    assert by_name["scratch"] == [100, 100]
 
 
 def test_process_memory_has_one_line_per_kind_in_order_of_time() -> None:
@@ -132,12 +143,12 @@ def test_process_memory_has_one_line_per_kind_in_order_of_time() -> None:
         {
             "time_s": [1.0, 0.0, 0.0],
             "phase": ["load", "load", "load"],
-            "category": ["rss_anon", "rss_anon", "rss_file"],
+            "category": ["anonymous", "anonymous", "file-backed"],
             "bytes": [3 * 2**20, 2**20, 5 * 2**20],
         }
     )
     figure = figures.process_memory(rows)
-    assert [trace.name for trace in figure.data] == ["rss anon", "rss file"]
+    assert [trace.name for trace in figure.data] == ["anonymous", "file-backed"]
     assert list(figure.data[0].y) == pytest.approx([1.0, 3.0])
     assert "MiB" in figure.layout.title.text
 
