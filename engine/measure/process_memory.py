@@ -13,8 +13,9 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psutil
 
@@ -75,36 +76,37 @@ def return_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-@dataclasses.dataclass(slots=True)
 class PeakIncrease:
-    """How far memory rose above its level at the start, in bytes. ``None`` where the system does not tell."""
+    """Context manager; afterwards how far this process's memory rose above its level at the start, in bytes.
 
-    rss_bytes: int | None = None
-    rss_anon_bytes: int | None = None
-
-
-@contextlib.contextmanager
-def peak_increase(interval_s: float = 0.001) -> Iterator[PeakIncrease]:
-    """Measure this process's peak above its present level; the yielded record is filled when the block ends.
-
-    The resident peak is the kernel's own high-water mark and misses nothing. The anonymous peak is sampled every
-    ``interval_s`` by a thread and may miss a shorter spike.
+    ``rss_bytes`` is the kernel's own high-water mark and misses nothing. ``rss_anon_bytes`` is sampled every
+    ``interval_s`` by a thread and may miss a shorter spike. ``None`` where the system does not tell.
     """
-    record = PeakIncrease()
-    return_freed_memory()
-    can_reset = reset_peak()
-    before = read_process_memory()
-    sampler = _AnonymousSampler(interval_s) if before and before.rss_anon_bytes is not None else None
-    if sampler is not None:
-        sampler.start()
-    try:
-        yield record
-    finally:
-        if sampler is not None:
-            record.rss_anon_bytes = sampler.stop()
+
+    def __init__(self, interval_s: float = 0.001) -> None:
+        self.rss_bytes: int | None = None
+        self.rss_anon_bytes: int | None = None
+        self._interval_s = interval_s
+        self._sampler: _AnonymousSampler | None = None
+        self._before: ProcessMemory | None = None
+
+    def __enter__(self) -> Self:
+        return_freed_memory()
+        could_reset = reset_peak()
+        self._before = read_process_memory() if could_reset else None
+        if self._before is not None and self._before.rss_anon_bytes is not None:
+            self._sampler = _AnonymousSampler(self._interval_s)
+            self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sampler is not None:
+            self.rss_anon_bytes = self._sampler.stop()
         after = read_process_memory()
-        if can_reset and before and after and after.peak_rss_bytes is not None:
-            record.rss_bytes = max(0, after.peak_rss_bytes - before.rss_bytes)
+        if self._before is not None and after is not None and after.peak_rss_bytes is not None:
+            self.rss_bytes = max(0, after.peak_rss_bytes - self._before.rss_bytes)
 
 
 class _AnonymousSampler(threading.Thread):

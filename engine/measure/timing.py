@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import gc
 import time
-from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 import torch
-
-
-@dataclasses.dataclass(slots=True)
-class Elapsed:
-    """Seconds that a timed block took; ``nan`` until the block has ended."""
-
-    seconds: float = float("nan")
 
 
 def synchronize(device: torch.device) -> None:
@@ -26,22 +18,32 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-@contextlib.contextmanager
-def timed(device: torch.device) -> Iterator[Elapsed]:
-    """Time a block including the device work it queued.
+class Timer:
+    """Context manager; afterwards ``seconds`` is what the block took, including the device work it queued.
 
     Garbage is collected before and collection is off inside, so that no collection of earlier objects is counted.
+    ``seconds`` stays ``nan`` if the block raises.
     """
-    elapsed = Elapsed()
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    synchronize(device)
-    start = time.perf_counter()
-    try:
-        yield elapsed
-        synchronize(device)
-        elapsed.seconds = time.perf_counter() - start
-    finally:
-        if was_enabled:
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = float("nan")
+        self._device = device
+        self._was_collecting = True
+        self._start_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._was_collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        synchronize(self._device)
+        self._start_s = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            synchronize(self._device)
+            self.seconds = time.perf_counter() - self._start_s
+        if self._was_collecting:
             gc.enable()

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,14 +28,19 @@ _NAMES_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Magnitude:
-    """One DoRA layer: its magnitude (out,) in the base weight's dtype, and what it was computed from."""
+    """One DoRA layer and what its magnitude is computed from; A and B are copies from when it was looked at."""
 
-    values: Tensor
+    layer: DoraLinearLayer
     weight: Tensor
     lora_a: Tensor
     lora_b: Tensor
     scaling: float
     transposed: bool
+
+    @property
+    def values(self) -> Tensor:
+        """The magnitude (out,), deferred or not, in the base weight's dtype: PEFT rounds to that before it casts."""
+        return self.layer.weight.detach().to(self.weight.dtype)
 
     def reference(self) -> Tensor:
         """The magnitude in float64, in blocks of rows."""
@@ -64,37 +69,41 @@ def check_no_zero_norm(magnitudes: Mapping[str, Tensor]) -> Check:
 
 
 def check_magnitudes(
-    ours: Mapping[str, Tensor], stock: Mapping[str, Tensor] | None, reference: Mapping[str, Tensor] | None
+    ours: Mapping[str, Tensor],
+    stock: Mapping[str, Tensor] | None,
+    reference: Callable[[], Mapping[str, Tensor]] | None,
+    name: str = "magnitude_equal",
 ) -> Check:
-    """Our magnitudes against stock's, else both against float64.
+    """Our magnitudes against stock's, and where they are not bit-equal both against float64.
 
-    Passes where they are bit-equal, or where our largest error is at most one ulp or 1.1 times stock's. ``reference`` is
-    needed only where they are not bit-equal. ``ours`` gives the dtype whose ulp counts.
+    Passes where they are bit-equal, or where our largest error is at most one ulp or 1.1 times stock's. ``ours`` gives the
+    dtype whose ulp counts; ``reference`` is called only if it is needed.
 
     Raises:
         ValueError: if neither stock's nor a reference is given.
     """
-    expected = stock if stock is not None else reference
+    if stock is not None and ours and ours.keys() == stock.keys():
+        if all(torch.equal(ours[module], stock[module]) for module in ours):
+            return Check(name, True, f"bit-equal to stock in all {_modules(len(ours))}")
+        if reference is None:
+            return Check(name, False, "differs from stock, and there is no float64 reference to judge by")
+    references = reference() if reference is not None else None
+    expected = stock if stock is not None else references
     if expected is None:
         raise ValueError("stock or reference: give at least one to compare with")
-    differing = [name for name in expected if name not in ours or ours[name].shape != expected[name].shape]
-    differing += [name for name in ours if name not in expected]
-    if differing or not ours:
+    differing = sorted(ours.keys() ^ expected.keys())
+    if differing or not ours or references is None:
         detail = f"not the same modules: {_some(differing)}" if differing else "no magnitudes to compare"
-        return Check("magnitude_equal", False, detail)
-    if stock is not None and all(torch.equal(ours[name], stock[name]) for name in ours):
-        return Check("magnitude_equal", True, f"bit-equal to stock in all {_modules(len(ours))}")
-    if reference is None:
-        return Check("magnitude_equal", False, "differs from stock, and there is no float64 reference to judge by")
-    our_error = max(ulp_error(ours[name], reference[name], ours[name].dtype) for name in ours)
+        return Check(name, False, detail)
+    our_error = max(ulp_error(ours[module], references[module], ours[module].dtype) for module in ours)
     stock_error = None
     if stock is not None:
-        stock_error = max(ulp_error(stock[name], reference[name], ours[name].dtype) for name in ours)
+        stock_error = max(ulp_error(stock[module], references[module], ours[module].dtype) for module in ours)
     passed = our_error <= max(1.0, 1.1 * (stock_error or 0.0))
     by_stock = "stock not computed" if stock_error is None else f"stock's {stock_error:.3g}"
     dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
     detail = f"largest error {our_error:.3g} ulp of {dtype} against float64 ({by_stock}), {_modules(len(ours))}"
-    return Check("magnitude_equal", passed, detail)
+    return Check(name, passed, detail)
 
 
 def check_logits(ours: Tensor, stock: Tensor, base: Tensor) -> Check:
@@ -139,10 +148,7 @@ def _modules(count: int) -> str:
 
 
 def dora_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str, Magnitude]:
-    """The DoRA layers of an attached adapter by module name; computes deferred ones. Empty for other adapters.
-
-    PEFT rounds a magnitude to the base weight's dtype before it casts it to float32; here it is in the former again.
-    """
+    """The DoRA layers of an attached adapter by module name; empty for other adapters."""
     found = {}
     for name, module in model.named_modules():
         layers = getattr(module, "lora_magnitude_vector", None)
@@ -157,10 +163,10 @@ def dora_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str
         else:
             a, b = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight  # type: ignore[index]
         found[name.replace("base_model.model.", "", 1)] = Magnitude(
-            values=layer.weight.detach().to(weight.dtype),
+            layer=layer,
             weight=weight.detach(),
-            lora_a=a.detach(),
-            lora_b=b.detach(),
+            lora_a=a.detach().clone(),
+            lora_b=b.detach().clone(),
             scaling=module.scaling[adapter_name],  # type: ignore[index]
             transposed=layer.fan_in_fan_out,
         )
@@ -184,41 +190,47 @@ def perturb(model: nn.Module, base: set[int], seed: int) -> None:
             parameter.copy_(noise)
 
 
-def logits(model: nn.Module, input_ids: Tensor) -> Tensor:
+def logits(model: nn.Module, input_ids: Tensor, base: set[int]) -> Tensor:
     """A forward pass's logits in float32 arithmetic throughout, on the CPU.
 
-    In half precision, one weight that is rounded differently changes every later rounding, which hides small differences.
+    In half precision one weight rounded differently changes every later rounding, which would hide small differences.
+    ``base`` holds the ids of the parameters that are not the adapter's.
     """
-    with torch.inference_mode(), _in_float32(model):
+    with torch.inference_mode(), _in_float32(model, base):
         result: Tensor = model(input_ids=input_ids, use_cache=False).logits
-    return result.float().cpu()
+    # Virtual tokens, which some adapters put in front, have no counterpart in the base model.
+    return result[:, -input_ids.shape[1] :].float().cpu()
 
 
 @contextlib.contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Cast each module's own low-precision parameters to float32 just for its call: never all weights at once."""
+def _in_float32(model: nn.Module, base: set[int]) -> Iterator[None]:
+    """Cast the adapter's parameters to float32, and each base module's own just for its call: never all weights."""
     low = (torch.bfloat16, torch.float16)
-    kept: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
+    kept: dict[nn.Parameter, Tensor] = {}
 
-    def before(module: nn.Module, arguments: Any) -> None:
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter.dtype in low]
-        kept[module] = [(parameter, parameter.data) for parameter in own]
-        for parameter in own:
-            parameter.data = parameter.data.float()
+    def widen(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.dtype in low:
+                kept[parameter] = parameter.data
+                parameter.data = parameter.data.float()
 
-    def after(module: nn.Module, arguments: Any, result: Any) -> None:
-        for parameter, data in kept.pop(module, []):
-            parameter.data = data
+    def put_back(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter in kept:
+                parameter.data = kept.pop(parameter)
 
     handles = []
     for module in model.modules():
-        if any(parameter.dtype in low for parameter in module.parameters(recurse=False)):
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) in base]
+        if any(parameter.dtype in low for parameter in own):
+            handles.append(module.register_forward_pre_hook(lambda module, _, own=own: widen(own)))
+            handles.append(module.register_forward_hook(lambda module, _, __, own=own: put_back(own)))
     try:
+        widen(parameter for parameter in model.parameters() if id(parameter) not in base)
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for entries in kept.values():
-            for parameter, data in entries:
-                parameter.data = data
+        # The adapter's own are cast back rather than put back: a deferred magnitude was written in the meantime.
+        for parameter, data in kept.items():
+            parameter.data = data if id(parameter) in base else parameter.data.to(data.dtype)
