@@ -42,6 +42,11 @@ def ensure_supervisor() -> SupervisorState:
     return _supervision(home()).ensure()
 
 
+def supervisor_last_words() -> str:
+    """Why no supervisor started, as far as it said so itself."""
+    return _supervision(home()).last_words()
+
+
 @st.cache_data(ttl=10, show_spinner=False, max_entries=8)
 def _devices(url: str) -> tuple[Device, ...]:
     with _open(url).reading() as session:

@@ -41,6 +41,14 @@ class Supervision:
         """Where the supervisor's own output goes."""
         return self._home / "supervisor.log"
 
+    def last_words(self) -> str:
+        """The last line that a supervisor wrote, to say why it did not start; empty if it wrote nothing."""
+        try:
+            lines = self.log_path.read_text(errors="replace")[-4000:].strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:300] if lines else ""
+
     def ensure(self) -> SupervisorState:
         """Start a supervisor if none holds the lock; cheap to call on every page run.
 

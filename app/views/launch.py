@@ -156,7 +156,9 @@ def more_fields(picks: list[grid.AdapterPick]) -> tuple[dict[str, list[Any]], di
 
     def number(target: dict[str, list[Any]], name: str, label: str, default: str, whole: bool, help: str) -> None:
         try:
-            values = fields.numbers(label, default, whole=whole, key=f"launch_{name}", help=help)
+            values = fields.numbers(
+                label, default, whole=whole, key=f"launch_{name}", help=help, placeholder="All cores"
+            )
         except fields.FieldError as error:
             errors.append(str(error))
             return
@@ -175,25 +177,26 @@ def more_fields(picks: list[grid.AdapterPick]) -> tuple[dict[str, list[Any]], di
         number(spec_fields, "threads", "Threads", "", True, "CPU threads of the worker; empty for all cores.")
         number(spec_fields, "seed", "Seed", "0", True, "Of the synthetic weights.")
         number(spec_fields, "timeout_s", "Timeout, seconds", "3600", False, "A run that takes longer is ended.")
-    adapter_fields["adapter_dtype"] = fields.chips(
-        "Adapter dtype",
-        DTYPES,
-        ["float32"],
-        key="launch_adapter_dtype",
-        help="float32 is PEFT's default, whatever the model's dtype; the other choice is the model's own dtype.",
-    ) or ["float32"]
-    spec_fields["attention"] = fields.chips("Attention", ATTENTIONS, ["sdpa"], key="launch_attention") or ["sdpa"]
-    spec_fields["weights"] = [
-        st.segmented_control(
-            "Weights",
-            ["synthetic", "pretrained"],
-            default="synthetic",
-            required=True,
-            key="launch_weights",
-            persist_state="session",
-            help="Synthetic weights give the same times and need no download; pretrained ones are read as safetensors.",
-        )
-    ]
+    with st.grid(3, min_column_width=300):
+        adapter_fields["adapter_dtype"] = fields.chips(
+            "Adapter dtype",
+            DTYPES,
+            ["float32"],
+            key="launch_adapter_dtype",
+            help="float32 is PEFT's default, whatever the model's dtype; the other choice is the model's own dtype.",
+        ) or ["float32"]
+        spec_fields["attention"] = fields.chips("Attention", ATTENTIONS, ["sdpa"], key="launch_attention") or ["sdpa"]
+        spec_fields["weights"] = [
+            st.segmented_control(
+                "Weights",
+                ["synthetic", "pretrained"],
+                default="synthetic",
+                required=True,
+                key="launch_weights",
+                persist_state="session",
+                help="Synthetic weights give the same times and need no download; pretrained are safetensors.",
+            )
+        ]
     options: dict[str, Any] = {}
     for type_id in dict.fromkeys(pick.type for pick in picks if pick.type is not None):
         kind = catalog.adapter_type(type_id)

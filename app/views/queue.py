@@ -45,15 +45,13 @@ def recent_list(rows: list[RunRow]) -> None:
     st.subheader("Recently ended", anchor=False)
     with st.container(border=True, gap="xsmall"):
         for row in rows:
+            icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
+            took_s = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
-                problem = frames.problem_sentence(row)
-                reason = f" :gray[· {formatting.plain(problem)}]" if problem else ""
-                took = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
                 st.markdown(
                     f":{colour}[{icon}] {progress.run_name(row)} "
-                    f":gray[· {formatting.duration(took)} · {formatting.ago(row.finished_at, state.now_s())}]{reason}",
-                    width="stretch",
+                    f":gray[· {formatting.duration(took_s)} · {formatting.ago(row.finished_at, state.now_s())}]",
+                    width="content",
                 )
                 st.page_link(
                     "views/run.py",
@@ -62,6 +60,8 @@ def recent_list(rows: list[RunRow]) -> None:
                     icon_position="right",
                     query_params={"id": str(row.id)},
                 )
+            if problem := frames.problem_sentence(row):
+                st.caption(formatting.plain(formatting.sentence(problem)))
 
 
 @st.fragment(run_every=1)

@@ -62,8 +62,8 @@ def table(frame: pd.DataFrame) -> list[int]:
             "init_s": st.column_config.NumberColumn("Init median", format="%.3g s"),
             "peak_extra_bytes": st.column_config.NumberColumn(f"Peak extra, {unit}", format="%.3g"),
             "when": st.column_config.DatetimeColumn("When", format="distance"),
-            "tags": st.column_config.ListColumn("Tags", width="medium"),
-            "name": st.column_config.TextColumn("Name", width="medium"),
+            "tags": st.column_config.ListColumn("Tags", width=160),
+            "name": "Name",
             "problem": st.column_config.TextColumn("What went wrong", width="large"),
         },
     )
@@ -78,13 +78,13 @@ def actions(selected: list[RunRow]) -> None:
         if len(ids) == 1 and st.button("Open", icon=":material/open_in_new:", type="primary"):
             st.switch_page("views/run.py", query_params={"id": str(ids[0])})
         st.download_button(
-            "JSON",
+            "Result JSON",
             data=lambda: export(ids),
             file_name="runs.json",
             mime="application/json",
             icon=":material/download:",
             on_click="ignore",
-            help="The full result documents, as python -m engine import takes them.",
+            help="Everything that was measured, as python -m engine export prints it.",
         )
         if any(row.archived_at is None for row in selected):
             st.button("Archive", icon=":material/archive:", on_click=archive, args=(ids,))
@@ -187,12 +187,12 @@ if not rows:
     st.info("No run passes these filters; take one away.", icon=":material/filter_alt_off:")
     st.stop()
 frame = frames.runs_frame(rows, medians)
-selected_ids = table(frame)
 st.caption(
     f"The newest {LIMIT} runs; filter for older ones."
     if len(rows) == LIMIT
     else f"{formatting.plural(len(rows), 'run')}."
 )
+selected_ids = table(frame)
 by_id = {row.id: row for row in rows}
 selected = [by_id[run_id] for run_id in selected_ids]
 if selected:

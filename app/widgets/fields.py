@@ -65,14 +65,16 @@ def parse_mapping(label: str, text: str) -> dict[str, Any] | None:
     return value
 
 
-def numbers(label: str, default: str, *, whole: bool, key: str, help: str | None = None) -> list[int | float]:
-    """A text field for one or more numbers; says below it when it cannot be read.
+def numbers(
+    label: str, default: str, *, whole: bool, key: str, help: str | None = None, placeholder: str = "PEFT's default"
+) -> list[int | float]:
+    """A text field for one or more numbers; empty text is no number.
 
     Raises:
-        FieldError: also shown, so that the page can stop from launching.
+        FieldError: when what was typed cannot be read.
     """
     st.session_state.setdefault(key, default)
-    text = st.text_input(label, key=key, help=help, persist_state="session", placeholder="PEFT's default")
+    text = st.text_input(label, key=key, help=help, persist_state="session", placeholder=placeholder)
     return parse_numbers(label, text, whole=whole)
 
 

@@ -140,8 +140,11 @@ def progress_card(sweep: FirstSweep) -> None:
                 )
         st.progress(share, text=f"{len(done)} of {total} runs measured")
         for row in sweep.runs:
-            line = f"{formatting.state_icon(row.state)} {progress.run_name(row)}"
+            name = formatting.plain(labels.variant_label(row.kind, row.adapter, row.strategy))
+            line = f"{formatting.state_icon(row.state)} {name}"
             if row.state == "running":
                 st.markdown(f"{line} · :gray[{progress.phase_text(row, state.now_s())}]")
+            elif row.state == "queued":
+                st.markdown(f":gray[{line}]")
             else:
-                st.markdown(f":gray[{line}]" if row.state == "queued" else line)
+                st.markdown(f":{formatting.state_colour(row.state)}[{formatting.state_icon(row.state)}] {name}")

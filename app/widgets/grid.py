@@ -190,7 +190,9 @@ def preview_frame(found: Sequence[Candidate]) -> pd.DataFrame:
                 "Device": document["device"],
                 **{name: _shown(_at(document, path)) for name, path in varying.items()},
                 "Measured": f"×{candidate.measured}" if candidate.measured else "",
-                "Expected": (about + formatting.duration(expectation.seconds)) if expectation else formatting.DASH,
+                "Expected": about + formatting.duration(expectation.seconds)
+                if expectation is not None and candidate.problem is None
+                else formatting.DASH,
                 "Problem": candidate.problem or "",
             }
         )

@@ -22,8 +22,9 @@ _SUPERVISOR_LINES = {
 def supervisor_badge() -> None:
     """Whether someone works on the queue; starts a supervisor where none does."""
     icon, colour, text = _SUPERVISOR_LINES[state.ensure_supervisor()]
-    help_text = None if colour != "red" else "The file supervisor.log in the home folder says why."
-    st.badge(text, icon=icon, color=colour, help=help_text)  # type: ignore[arg-type]
+    if colour == "red" and (reason := state.supervisor_last_words()):
+        text = f"{text}: {formatting.plain(reason)}"
+    st.badge(text, icon=icon, color=colour)  # type: ignore[arg-type]
 
 
 def fraction_done(row: RunRow) -> float:
@@ -98,10 +99,9 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
                     args=([row.id],),
                 )
         st.progress(fraction_done(row), text=phase_text(row, state.now_s(), expected_s))
-        log = state.log_tail(Path(row.run_folder) / "log.txt", lines=8) if row.run_folder else ""
+        log = state.log_tail(Path(row.run_folder) / "log.txt", lines=6) if row.run_folder else ""
         if log:
-            with st.expander("Log", icon=":material/notes:"):
-                st.code(log, language=None, wrap_lines=True)
+            st.code(log, language=None, wrap_lines=True)
 
 
 def cancel(run_ids: list[int]) -> None:
