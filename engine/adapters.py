@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine import catalog
 from engine.catalog import targets
+from engine.catalog.adapter_types import largest_fitting
 from engine.catalog.modules import Kind, ModuleGroup
 from engine.catalog.roles import role_of
 from engine.spec import FreshAdapter, SavedAdapter, SpecError
@@ -179,11 +180,15 @@ def peft_config(
     common = {"rank": adapter.rank, "alpha": _whole(adapter.alpha), "dropout": adapter.dropout}
     values |= {peft_name: common[name] for name, peft_name in entry.common_fields.items()}
     if entry.targets_modules:
-        values |= _target_fields(adapter, entry, groups)
-    options = {field.name: field for field in entry.fields}
+        chosen = resolve_targets(adapter, groups)
+        values |= _target_fields(entry, groups, chosen)
+        values |= {
+            field.name: largest_fitting(field, chosen.groups)
+            for field in entry.fields
+            if field.fits and adapter.options.get(field.name) is None
+        }
     hints = typing.get_type_hints(config_class)
-    for name, value in adapter.options.items():
-        values[name] = _as_peft_wants(value, hints.get(name)) if name in options else value
+    values |= {name: _as_peft_wants(value, hints[name]) for name, value in adapter.options.items()}
     values |= runtime or {}
     try:
         return typing.cast(PeftConfig, config_class(**values))
@@ -192,9 +197,8 @@ def peft_config(
 
 
 def _target_fields(
-    adapter: FreshAdapter, entry: catalog.AdapterType, groups: Sequence[ModuleGroup]
+    entry: catalog.AdapterType, groups: Sequence[ModuleGroup], chosen: targets.Targets
 ) -> dict[str, Any]:
-    chosen = resolve_targets(adapter, groups)
     values: dict[str, Any] = {"target_modules": list(chosen.names)}
     if chosen.parameters:
         if not entry.adapts("experts"):
@@ -330,14 +334,18 @@ def _first_line(error: BaseException) -> str:
 
 
 class Snapshot:
-    """A model's module tree, flags, hooks and configs as they were; no weight is copied.
+    """A model's module tree, flags, hooks and configs as they were.
 
-    Each parameter's storage is kept alive, so that initialisations which replace a base weight (PiSSA, OLoRA) can be undone.
+    No weight is copied, but each parameter's storage is kept alive, so that initialisations which replace a base weight
+    (PiSSA) can be undone. Only where the adapter writes into the base weights themselves are they copied.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None = None) -> None:
         self._modules = [(module, _contents(module.__dict__)) for module in model.modules()]
         self._parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+        self._copies = (
+            [parameter.data.clone() for parameter in model.parameters()] if _writes_into_weights(model, adapter) else []
+        )
         configs: dict[int, PretrainedConfig] = {}
         for module in model.modules():
             _collect_configs(module.__dict__, configs)
@@ -350,15 +358,23 @@ class Snapshot:
         for config, contents in self._configs:
             _put_back(config.__dict__, contents)
         for parameter, data, requires_grad in self._parameters:
-            if parameter.data is not data:
-                parameter.data = data
+            parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
+        for (_, data, _), copy in zip(self._parameters, self._copies, strict=bool(self._copies)):
+            data.copy_(copy)
 
 
-def snapshot(model: PreTrainedModel) -> Snapshot:
-    """Remember a model before an adapter is attached; :meth:`Snapshot.restore` undoes the attaching."""
-    return Snapshot(model)
+def snapshot(model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None = None) -> Snapshot:
+    """Remember a model before ``adapter`` is attached; :meth:`Snapshot.restore` undoes the attaching."""
+    return Snapshot(model, adapter)
+
+
+def _writes_into_weights(model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None) -> bool:
+    """OLoRA subtracts its start from the weight itself where the weight is float32, and from a new tensor elsewhere."""
+    if not isinstance(adapter, FreshAdapter) or model.dtype != torch.float32:
+        return False
+    return adapter.options.get("init_lora_weights") in ("olora", "orthogonal")
 
 
 _Contents = dict[str, tuple[Any, Any]]

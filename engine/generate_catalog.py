@@ -18,6 +18,8 @@ from typing import Any
 import transformers
 from peft.config import PeftConfig, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -30,6 +32,11 @@ from engine.models import build_meta, supported_attention
 FACTS_FILE = ADAPTERS_FILE.with_name("adapter_facts.json")
 MODEL_TYPES_FILE = ADAPTERS_FILE.with_name("model_types.json")
 _HAND_WRITTEN = ("id", "label", "source", "published_parameters", "config")
+# Model types that an adapter type is written for, where it is not written for all.
+_MODEL_TYPES: dict[str | None, list[str]] = {
+    "ln_tuning": sorted(TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING),
+    "adaption_prompt": sorted(TRANSFORMERS_MODEL_CONFIG),
+}
 _BASE_FIELDS = {field.name for field in dataclasses.fields(PeftConfig)}
 
 
@@ -75,6 +82,10 @@ def _adapter_document(
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.name not in _BASE_FIELDS}
     common = own.get("common_fields", {})
     refused = {name: why for name, why in facts["refused_fields"].items() if name in fields or name in _BASE_FIELDS}
+    if identifier == "lora":
+        del refused["use_dora"]
+    else:
+        refused["use_dora"] = facts["refused_fields"]["use_dora"]
     refused |= own.get("refused_fields", {})
     defaults = own.get("engine_defaults", {})
     hints = typing.get_type_hints(config_class)
@@ -84,6 +95,9 @@ def _adapter_document(
             continue
         entry = _field_entry(field, hints[name])
         entry |= facts["field_rules"].get(name, {}) | own.get("fields", {}).get(name, {})
+        if "fits" in entry:
+            # PEFT's default may not fit a model's layers; null stands for the largest up to it that does.
+            entry |= {"default": None, "nullable": True}
         if name in defaults:
             entry["default"] = defaults[name]
         entry["essential"] = name in own["essentials"]
@@ -103,6 +117,8 @@ def _adapter_document(
         "targets_modules": "target_modules" in fields and not issubclass(config_class, PromptLearningConfig)
         and own.get("targets_modules", True),
         "kinds": own["kinds"],
+        "model_types": _MODEL_TYPES.get(own.get("model_types"), []),
+        "rank_bounded": own.get("rank_bounded", True),
         "unavailable_reason": own.get("unavailable_reason"),
         "engine_defaults": defaults,
         "refused_fields": refused,

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from accelerate import init_empty_weights
@@ -28,7 +29,9 @@ BLOCK_ELEMENTS = 4_194_301
 # Modules that mix matrices and vectors get their own initialisation up to this size; it runs at generator speed.
 _OWN_INIT_ELEMENTS = 2**24
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
 _HUGE_PAGE_BYTES = 2**21
+_PAGE_THREADS = 2
 
 
 def model_config(name: str) -> PretrainedConfig:
@@ -122,25 +125,23 @@ def _fill(
     if device.type != "cpu":
         _move_buffers(model, device)
     config = model.config.get_text_config()
-    std = float(getattr(config, "initializer_range", None) or 0.02)
-    fill = _BlockFill(std, seed, device)
-    parameters = {id(parameter): parameter for parameter in model.parameters()}
-    total = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
-    made: dict[int, nn.Parameter] = {}
+    fill = _BlockFill(float(getattr(config, "initializer_range", None) or 0.02), seed, device)
+    empty = {id(parameter): parameter for parameter in model.parameters()}
+    total = sum(parameter.numel() * parameter.element_size() for parameter in empty.values())
     done = 0
-    with torch.no_grad():
+    # The kernel backs fresh memory on these threads, ahead of the one that writes to it.
+    with torch.no_grad(), ThreadPoolExecutor(_PAGE_THREADS) as threads:
+        made = {key: threads.submit(_materialise, parameter, device) for key, parameter in empty.items()}
+        ready: dict[int, nn.Parameter] = {}
         for module in model.modules():
-            own = dict(_own_parameters(module))
-            if not own:
-                continue
             fresh = []
-            for name, old in own.items():
-                if id(old) not in made:
-                    made[id(old)] = _materialise(old, device)
-                    fresh.append(made[id(old)])
+            for name, old in list(_own_parameters(module)):
+                if id(old) not in ready:
+                    ready[id(old)] = made[id(old)].result()
+                    fresh.append(ready[id(old)])
                     done += old.numel() * old.element_size()
                 # Not setattr: a parameter that is already there under this name is replaced, never re-registered.
-                module._parameters[name] = made[id(old)]
+                module._parameters[name] = ready[id(old)]
             if fresh:
                 _give_values(model, module, fresh, fill)
                 if report is not None:
@@ -161,7 +162,7 @@ def _move_buffers(model: nn.Module, device: torch.device) -> None:
 def _materialise(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     if device.type == "cpu":
-        _advise_huge_pages(memory)
+        _prepare_pages(memory)
     return nn.Parameter(memory, requires_grad=parameter.requires_grad)
 
 
@@ -209,19 +210,22 @@ class _BlockFill:
         return self._blocks[dtype]
 
 
-def _advise_huge_pages(tensor: torch.Tensor) -> None:
-    """Ask for 2 MiB pages before the first write.
+def _prepare_pages(tensor: torch.Tensor) -> None:
+    """Have the kernel back a tensor's memory at once, with 2 MiB pages where they fit, before the first write.
 
-    Fresh memory is bound by page faults: 4 KiB pages take several times longer. Done here for the weights only,
-    and not with an environment variable for the whole process, so that what is measured allocates as it does elsewhere.
+    Writing to fresh memory is bound by page faults, and one call for the whole range is several times faster than a fault
+    for each page. Done for the weights only, not by a setting of the whole process: what is measured afterwards must
+    allocate as it does elsewhere.
     """
-    if sys.platform != "linux" or tensor.nbytes < 2 * _HUGE_PAGE_BYTES:
-        return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    # A refusal changes the speed only, so the return value does not matter.
-    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+    if sys.platform != "linux" or length <= 0:
+        return
+    # A kernel that refuses either (2 MiB pages switched off, or older than 5.14) fills more slowly and to the same effect,
+    # so the return values do not matter.
+    if length >= 2 * _HUGE_PAGE_BYTES:
+        _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_POPULATE_WRITE)
 
 
 _LIBC = ctypes.CDLL(None)
-

@@ -11,12 +11,12 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engine.catalog.lookup import look_up, nearest
-from engine.catalog.modules import Kind
+from engine.catalog.modules import Kind, ModuleGroup
 
 ADAPTERS_FILE = Path(__file__).parent / "adapters.json"
 
@@ -38,6 +38,9 @@ class FieldEntry:
 
     ``choices`` holds a choice's values, or the keys that a mapping may have (any when empty). ``pattern`` is a form that
     further values of a choice may have. ``refused`` says why a value that PEFT knows cannot be used here.
+    ``fits`` says what the value must divide on every adapted layer ("in", "out" or "both" of its features), or that it may
+    not exceed the layer's weight ("elements"); null then means the largest value up to ``fits_up_to`` that does.
+    ``divides_rank`` says that it must divide the rank.
     """
 
     name: str
@@ -50,12 +53,20 @@ class FieldEntry:
     minimum: float | None = None
     maximum: float | None = None
     essential: bool = False
+    fits: Literal["in", "out", "both", "elements"] | None = None
+    fits_up_to: int | None = None
+    divides_rank: bool = False
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterType:
-    """One PEFT type. ``id`` is the PEFT type in lower case, ``peft_type`` as PEFT writes it."""
+    """One PEFT type. ``id`` is the PEFT type in lower case, ``peft_type`` as PEFT writes it.
+
+    ``kinds`` are the kinds of modules that it can adapt; ``model_types`` the transformers model types that it is written
+    for (any when empty); ``rank_bounded`` tells whether a rank above a layer's smaller side is refused;
+    ``engine_defaults`` replace defaults of PEFT's that do not work by themselves.
+    """
 
     id: str
     peft_type: str
@@ -68,6 +79,8 @@ class AdapterType:
     fields: tuple[FieldEntry, ...]
     refused_fields: Mapping[str, str]
     engine_defaults: Mapping[str, Any]
+    model_types: tuple[str, ...] = ()
+    rank_bounded: bool = True
     unavailable_reason: str | None = None
 
     def adapts(self, kind: str) -> bool:
@@ -79,6 +92,22 @@ class AdapterType:
         return next((field for field in self.fields if field.name == name), None)
 
 
+def largest_fitting(field: FieldEntry, groups: Sequence[ModuleGroup]) -> int:
+    """The largest value up to ``field.fits_up_to`` that suits every one of these groups."""
+    limit = field.fits_up_to or 1
+    return next((value for value in range(limit, 1, -1) if all(fits(field, value, group) for group in groups)), 1)
+
+
+def fits(field: FieldEntry, value: int, group: ModuleGroup) -> bool:
+    """Whether a value of this field suits the layers of a group."""
+    if field.fits == "elements":
+        return value <= group.in_features * group.out_features
+    sides = {"in": (group.in_features,), "out": (group.out_features,)}.get(
+        field.fits or "both", (group.in_features, group.out_features)
+    )
+    return all(side % value == 0 for side in sides)
+
+
 @functools.cache
 def adapter_types() -> Mapping[str, AdapterType]:
     """All adapter types by id: LoRA first, then by label."""
@@ -86,7 +115,7 @@ def adapter_types() -> Mapping[str, AdapterType]:
     entries = {}
     for item in data:
         fields = tuple(FieldEntry(**{**field, "choices": tuple(field.get("choices", ()))}) for field in item.pop("fields"))
-        entries[item["id"]] = AdapterType(**{**item, "kinds": tuple(item["kinds"]), "fields": fields})
+        entries[item["id"]] = AdapterType(**{**item, "kinds": tuple(item["kinds"]), "model_types": tuple(item["model_types"]), "fields": fields})
     return entries
 
 
