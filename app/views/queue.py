@@ -11,6 +11,8 @@ from db import runs
 from db.runs import RunRow
 
 RECENT = 8
+# Each waiting run has a button, and all of them are drawn anew every second.
+WAITING_SHOWN = 25
 
 
 def waiting_list(rows: list[RunRow]) -> None:
@@ -26,7 +28,7 @@ def waiting_list(rows: list[RunRow]) -> None:
                 args=([row.id for row in rows],),
             )
     with st.container(border=True, gap="xsmall", height=420 if len(rows) > 8 else "content"):
-        for row in rows:
+        for row in rows[:WAITING_SHOWN]:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
                 sweep = f" :gray[· {formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
                 st.markdown(f":gray[{row.id}] {progress.run_name(row)}{sweep}", width="content")
@@ -38,6 +40,9 @@ def waiting_list(rows: list[RunRow]) -> None:
                     on_click=progress.cancel,
                     args=([row.id],),
                 )
+
+        if len(rows) > WAITING_SHOWN:
+            st.caption(f"and {formatting.plural(len(rows) - WAITING_SHOWN, 'more run')}")
 
 
 def recent_list(rows: list[RunRow]) -> None:

@@ -12,8 +12,8 @@ from app.widgets import labels, launching, progress
 from db import runs
 from db.runs import RunRow
 from engine import catalog
-from engine.catalog import ModuleGroup
-from engine.spec import SpecError, parse_spec
+from engine.catalog import ModuleGroup, requirements
+from engine.spec import InitSpec, SpecError, parse_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,18 @@ def facts(model: str) -> ModelFacts:
     return ModelFacts(inspection.get("parameters"), tuple(ModuleGroup.from_json(item) for item in inspection["groups"]))
 
 
+@st.cache_data(ttl=30, max_entries=50, show_spinner="Looking for the model")
+def problem(model: str) -> str | None:
+    """Why a model cannot be used, as one sentence; kept for a while, as it looks at files and perhaps the network."""
+    try:
+        spec = parse_spec({"kind": "init", "model": model})
+    except SpecError as error:
+        return str(error)
+    assert isinstance(spec, InitSpec)
+    found = requirements.problems(spec, state.devices(), None)
+    return next((str(error) for error in found if error.field == "model"), None)
+
+
 def last_inspection(model: str) -> RunRow | None:
     """The latest inspection of a model in any state."""
     with state.database().reading() as session:
@@ -55,13 +67,12 @@ def inspect(model: str) -> None:
 
 def inspection_status(model: str) -> None:
     """For a model that is not known yet: inspect it once, show that it is under way, or why it did not work."""
+    if sentence := problem(model):
+        st.error(formatting.plain(formatting.sentence(sentence)), icon=":material/error:")
+        return
     last = last_inspection(model)
     if last is None:
-        try:
-            inspect(model)
-        except SpecError as error:
-            st.error(formatting.plain(str(error)), icon=":material/error:")
-            return
+        inspect(model)
         last = last_inspection(model)
     if last is None or last.state in ("queued", "running"):
         _wait(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from app.widgets import grid
 from db import queue, runs
 from db.runs import RunRow
 from db.session import Database
+from engine import catalog
 from tests.app import stored
 from tests.app.reading import words
 
@@ -122,8 +124,6 @@ def test_a_preset_clicked_after_that_replaces_it(open_page: Open) -> None:
 
 
 def test_every_adapter_type_of_the_catalog_makes_a_valid_form(open_page: Open) -> None:
-    from engine import catalog
-
     app = use_small_model(open_page("launch"))
     for choice in catalog.adapter_choices():
         shown = {option for option in app.get_by_key("launch_adapters").options}
@@ -192,19 +192,54 @@ def test_a_saved_adapter_that_is_not_there_cannot_run(open_page: Open, tmp_path:
     assert app.button(key="launch_button").disabled
 
 
+def own_model(folder: Path) -> str:
+    """A folder as transformers saves it, with the configuration of a bundled model."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(catalog.model("tiny-test").config)))
+    return str(folder)
+
+
 def test_a_model_of_ones_own_is_inspected_once_through_the_queue(
     open_page: Open, database: Database, tmp_path: Path
 ) -> None:
-    app = choose(open_page("launch"), "launch_models", [str(tmp_path)])
+    folder = own_model(tmp_path / "mine")
+    app = choose(open_page("launch"), "launch_models", [folder])
     app.run()
     (row,) = waiting(database)
-    assert (row.kind, row.model, row.priority) == ("inspect", str(tmp_path), 1)
+    assert (row.kind, row.model, row.priority) == ("inspect", folder, 1)
     assert "Inspecting" in words(app)
+    groups = [group.to_json() for group in catalog.model("tiny-test").groups]
     with database.writing() as session:
         queue.claim(session, supervisor="1@1", devices=["cpu"])
-        queue.finish(session, row.id, stored.failure("failed", "model: the folder has no config.json"))
+        inspection = {"parameters": 1000, "groups": groups}
+        queue.finish(session, row.id, {"state": "succeeded", "inspection": inspection})
     app.run()
-    assert "the folder has no config" in app.error[0].value.replace("\\", "")
+    assert any("q\\_proj" in option for option in app.get_by_key("launch_groups").options)
+    assert not waiting(database), "it is not inspected again"
+
+
+def test_an_inspection_that_failed_says_why_and_can_be_repeated(
+    open_page: Open, database: Database, tmp_path: Path
+) -> None:
+    folder = own_model(tmp_path / "mine")
+    app = choose(open_page("launch"), "launch_models", [folder])
+    (row,) = waiting(database)
+    with database.writing() as session:
+        queue.claim(session, supervisor="1@1", devices=["cpu"])
+        queue.finish(session, row.id, stored.failure("failed", "The weights are damaged"))
+    app.run()
+    assert "The weights are damaged" in app.error[0].value
+    app.button(key=f"inspect_{folder}").click().run()
+    assert len(waiting(database)) == 1
+
+
+@pytest.mark.parametrize("model", ["tinylama-1.1b", "/nonexistent/folder", "../..", "no/such/hub/id"])
+def test_a_model_that_does_not_exist_is_refused_before_anything_is_queued(
+    open_page: Open, database: Database, model: str
+) -> None:
+    app = choose(open_page("launch"), "launch_models", [model])
+    assert app.error[0].value.startswith("model")
+    assert not waiting(database)
 
 
 def test_the_spec_the_command_and_the_code_are_shown(open_page: Open) -> None:

@@ -75,3 +75,12 @@ def test_a_name_that_looks_like_markdown_stays_text(open_page: Open, database: D
     with database.writing() as session:
         runs.rename(session, run_id, "[click](http://example.org) :red[x]")
     assert "\\[click\\]" in words(open_page("queue"))
+
+
+def test_a_long_queue_shows_its_start_and_says_how_many_more(open_page: Open, database: Database) -> None:
+    stored.queued(database, *(stored.init_document("tiny-test", seed=seed) for seed in range(30)))
+    app = open_page("queue")
+    assert "30 runs waiting" in words(app)
+    assert "and 5 more runs" in words(app)
+    app.button(key="cancel_all").click().run()
+    assert set(states(database).values()) == {"cancelled"}
