@@ -69,7 +69,10 @@ class Bench:
         torch.manual_seed(self.spec.seed)
         start = time.perf_counter()
         try:
-            with around or contextlib.nullcontext(), strategies.apply(strategy or self.spec.strategy, self.stages.append):
+            with (
+                around or contextlib.nullcontext(),
+                strategies.apply(strategy or self.spec.strategy, self.stages.append),
+            ):
                 model = adapters.attach(self.model, self.spec.adapter, config=config, on_module=on_module)
             self._attach_s.append(time.perf_counter() - start)
             self._attaches_left -= 1

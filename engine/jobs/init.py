@@ -31,8 +31,7 @@ def run(spec: InitSpec, report: Report) -> Outcome:
     Raises:
         SpecError: if the model cannot be built or PEFT refuses the adapter.
     """
-    # Imports leave hundreds of thousands of objects; set apart, they do not make every later collection slow.
-    gc.collect()
+    # Imports leave hundreds of thousands of objects; set apart, they do not make every collection take 0.1 s.
     gc.freeze()
     try:
         return _measure(spec, report)
@@ -117,5 +116,7 @@ def _process_memory(bench: Bench) -> list[Metric]:
         pass
     views = ((None, increase.rss_bytes), ("anonymous", increase.rss_anon_bytes))
     return [
-        Metric("init_peak_extra_rss_bytes", "bytes", size, variant=variant) for variant, size in views if size is not None
+        Metric("init_peak_extra_rss_bytes", "bytes", size, variant=variant)
+        for variant, size in views
+        if size is not None
     ]

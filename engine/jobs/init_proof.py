@@ -42,7 +42,7 @@ def prove(bench: Bench) -> list[Check]:
     checks = []
     with bench.attached(f"proof: {strategy}") as model:
         layers = proof.dora_magnitudes(model)
-        # Deferred magnitudes must not depend on what happens to B before the first forward pass, so nothing reads them here.
+        # Nothing reads the magnitudes yet: deferred ones must not depend on what becomes of B before a forward pass.
         proof.perturb(model, bench.base, bench.spec.seed)
         if need <= free:
             our_logits = proof.logits(model, bench.input_ids, bench.base)
@@ -51,7 +51,9 @@ def prove(bench: Bench) -> list[Check]:
         if strategy == "factored_norm":
             checks.append(_equal_with_noise(proof.dora_magnitudes(model)))
     if stock_logits is not None and our_logits is not None:
-        checks.append(proof.check_logits(our_logits, stock_logits, proof.logits(bench.model, bench.input_ids, bench.base)))
+        checks.append(
+            proof.check_logits(our_logits, stock_logits, proof.logits(bench.model, bench.input_ids, bench.base))
+        )
     else:
         detail = f"not run: a forward pass with this adapter needs {need} bytes beside the model, and {free} are free"
         checks.append(Check("logits_equal", False, detail))

@@ -47,7 +47,7 @@ class TensorTracker(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Spare the import of PyTorch's compiler (0.9 s), which the base class would fetch only to look away from us."""
+        """Spare the import of PyTorch's compiler (0.9 s), which the base class would only tell to ignore us."""
         return False
 
     def __init__(self) -> None:

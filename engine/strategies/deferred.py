@@ -24,6 +24,13 @@ class _Deferred:
             compute(self)
         return nn.Module.__getattr__(self, name)  # type: ignore[arg-type]
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Put another parameter in the magnitude's place, as a cast does, without reading the old one."""
+        if name == "weight" and "_pending" in self.__dict__:
+            self.__dict__["_parameters"][name] = param
+        else:
+            nn.Module.register_parameter(self, name, param)  # type: ignore[arg-type]
+
     def _save_to_state_dict(self, *arguments: Any, **named: Any) -> None:
         compute(self)
         nn.Module._save_to_state_dict(self, *arguments, **named)  # type: ignore[arg-type]

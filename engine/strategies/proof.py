@@ -1,7 +1,7 @@
 """The proof that a strategy's result is stock PEFT's: checks of numbers, and what is needed to produce those numbers.
 
-The checks are pure functions, so that each can be shown to fail on a wrong result. A magnitude is judged in units in the
-last place (ulp) of the base weight's dtype, logits by their distance relative to the adapter's own effect.
+The checks are pure functions, so that each can be shown to fail on a wrong result. A magnitude is judged in units in
+the last place (ulp) of the base weight's dtype, logits by their distance relative to the adapter's own effect.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def check_magnitudes(
 ) -> Check:
     """Our magnitudes against stock's, and where they are not bit-equal both against float64.
 
-    Passes where they are bit-equal, or where our largest error is at most one ulp or 1.1 times stock's. ``ours`` gives the
-    dtype whose ulp counts; ``reference`` is called only if it is needed.
+    Passes where they are bit-equal, or where our largest error is at most one ulp or 1.1 times stock's. ``ours`` gives
+    the dtype whose ulp counts; ``reference`` is called only if it is needed.
 
     Raises:
         ValueError: if neither stock's nor a reference is given.
@@ -119,7 +119,9 @@ def check_logits(ours: Tensor, stock: Tensor, base: Tensor) -> Check:
     # Written so that NaN fails.
     passed = difference <= LOGIT_TOLERANCE
     words = "bit-equal to stock" if torch.equal(ours, stock) else f"differ from stock by {difference:.2g} of that"
-    return Check("logits_equal", passed, f"the adapter changes the logits by {relative_effect:.3g} of their size; {words}")
+    return Check(
+        "logits_equal", passed, f"the adapter changes the logits by {relative_effect:.3g} of their size; {words}"
+    )
 
 
 def ulp_error(values: Tensor, reference: Tensor, dtype: torch.dtype) -> float:
@@ -132,7 +134,7 @@ def ulp_error(values: Tensor, reference: Tensor, dtype: torch.dtype) -> float:
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    return float(torch.linalg.vector_norm((one.double() - other.double())))
+    return float(torch.linalg.vector_norm(one.double() - other.double()))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -150,24 +152,25 @@ def _modules(count: int) -> str:
 def dora_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str, Magnitude]:
     """The DoRA layers of an attached adapter by module name; empty for other adapters."""
     found = {}
-    for name, module in model.named_modules():
-        layers = getattr(module, "lora_magnitude_vector", None)
-        if not isinstance(module, BaseTunerLayer) or not layers or adapter_name not in layers:
+    for name, candidate in model.named_modules():
+        layers = getattr(candidate, "lora_magnitude_vector", None)
+        if not isinstance(candidate, BaseTunerLayer) or not layers or adapter_name not in layers:
             continue
+        module: Any = candidate
         layer = layers[adapter_name]
-        weight: Any = module.get_base_layer().weight
+        weight = module.get_base_layer().weight
         if not isinstance(layer, DoraLinearLayer) or weight.ndim != 2:
             continue
-        if adapter_name in module.lora_embedding_A:  # type: ignore[operator]
-            a, b = module.lora_embedding_A[adapter_name], module.lora_embedding_B[adapter_name]  # type: ignore[index]
+        if adapter_name in module.lora_embedding_A:
+            a, b = module.lora_embedding_A[adapter_name], module.lora_embedding_B[adapter_name]
         else:
-            a, b = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight  # type: ignore[index]
+            a, b = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
         found[name.replace("base_model.model.", "", 1)] = Magnitude(
             layer=layer,
             weight=weight.detach(),
             lora_a=a.detach().clone(),
             lora_b=b.detach().clone(),
-            scaling=module.scaling[adapter_name],  # type: ignore[index]
+            scaling=module.scaling[adapter_name],
             transposed=layer.fan_in_fan_out,
         )
     return found
