@@ -107,7 +107,10 @@ def list_groups(model: PreTrainedModel) -> list[ModuleGroup]:
 
 def _adaptable(model: PreTrainedModel) -> Iterator[_Found]:
     uses = Counter(
-        id(parameter) for module in model.modules() for parameter in module._parameters.values() if parameter is not None
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
     )
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
@@ -128,7 +131,12 @@ def _adaptable(model: PreTrainedModel) -> Iterator[_Found]:
                     if not getattr(module, "is_transposed", False):
                         sizes = sizes[::-1]
                     yield _Found(
-                        f"{name}.{parameter_name}", "experts", *sizes, experts=parameter.shape[0], tied=False, is_head=False
+                        f"{name}.{parameter_name}",
+                        "experts",
+                        *sizes,
+                        experts=parameter.shape[0],
+                        tied=False,
+                        is_head=False,
                     )
 
 
@@ -202,7 +210,9 @@ def _target_fields(
     values: dict[str, Any] = {"target_modules": list(chosen.names)}
     if chosen.parameters:
         if not entry.adapts("experts"):
-            raise SpecError("adapter.target_modules", f"{entry.label} cannot adapt fused experts ({chosen.parameters[0]})")
+            raise SpecError(
+                "adapter.target_modules", f"{entry.label} cannot adapt fused experts ({chosen.parameters[0]})"
+            )
         values["target_parameters"] = list(chosen.parameters)
     if entry.id == "ia3":
         # IA3 scales the input of feed-forward layers and the output of all others, and has to be told which is which.
@@ -211,7 +221,9 @@ def _target_fields(
     return values
 
 
-def resolve_targets(adapter: FreshAdapter, groups: Sequence[ModuleGroup], model_label: str = "this model") -> targets.Targets:
+def resolve_targets(
+    adapter: FreshAdapter, groups: Sequence[ModuleGroup], model_label: str = "this model"
+) -> targets.Targets:
     """The spec's target modules on a model with these groups, less what the adapter type cannot adapt under a preset.
 
     Raises:
@@ -288,7 +300,9 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
     try:
         config = PeftConfig.from_pretrained(adapter.path)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise SpecError("adapter.path", f"{adapter.path} has no adapter_config.json that can be read ({_first_line(error)})") from None
+        raise SpecError(
+            "adapter.path", f"{adapter.path} has no adapter_config.json that can be read ({_first_line(error)})"
+        ) from None
     wanted = getattr(config, "target_modules", None)
     if isinstance(wanted, str) and wanted != "all-linear":
         try:
@@ -383,7 +397,8 @@ _Contents = dict[str, tuple[Any, Any]]
 def _contents(attributes: Mapping[str, Any]) -> _Contents:
     """Each attribute with a shallow copy of it where it is a container that could be changed in place."""
     return {
-        name: (value, value.copy() if isinstance(value, dict | list | set) else None) for name, value in attributes.items()
+        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
+        for name, value in attributes.items()
     }
 
 
@@ -419,5 +434,7 @@ def trainable_parameters(model: nn.Module) -> int:
 def left_on_meta(model: nn.Module) -> list[str]:
     """Names of parameters and buffers that have no memory yet."""
     return [
-        name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.device == torch.device("meta")
+        name
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.device == torch.device("meta")
     ]

@@ -114,7 +114,8 @@ def _adapter_document(
         "label": own["label"],
         "summary": own["summary"],
         "common_fields": common,
-        "targets_modules": "target_modules" in fields and not issubclass(config_class, PromptLearningConfig)
+        "targets_modules": "target_modules" in fields
+        and not issubclass(config_class, PromptLearningConfig)
         and own.get("targets_modules", True),
         "kinds": own["kinds"],
         "model_types": _MODEL_TYPES.get(own.get("model_types"), []),
@@ -210,7 +211,9 @@ def _write(path: Path, document: Any) -> None:
 def to_text(document: Any) -> str:
     """A catalog file's text: indented JSON with short lists of numbers on one line."""
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    return re.sub(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+    return (
+        re.sub(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+    )
 
 
 def main() -> None:

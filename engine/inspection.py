@@ -30,7 +30,10 @@ def inspect_model(name: str) -> dict[str, Any]:
         "tied_embeddings": any(group.tied for group in groups),
         "attention": list(supported_attention(model)),
         "groups": [
-            {**group.to_json(), "added_parameters_at_rank": {str(rank): group.added_parameters(rank) for rank in RANKS_SHOWN}}
+            {
+                **group.to_json(),
+                "added_parameters_at_rank": {str(rank): group.added_parameters(rank) for rank in RANKS_SHOWN},
+            }
             for group in groups
         ],
         "presets": {

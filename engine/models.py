@@ -49,7 +49,9 @@ def model_config(name: str) -> PretrainedConfig:
     except sources.SourceError as error:
         raise SpecError("model", str(error)) from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError("model", f"{name} has a config.json that transformers cannot read ({_first_line(error)})") from None
+        raise SpecError(
+            "model", f"{name} has a config.json that transformers cannot read ({_first_line(error)})"
+        ) from None
 
 
 def build_meta(
@@ -96,7 +98,9 @@ def build_model(spec: InitSpec, report: Callable[[Progress], None] | None = None
 
 def _load_pretrained(spec: InitSpec) -> PreTrainedModel:
     if spec.model in catalog.models():
-        raise SpecError("weights", f"{spec.model} is bundled without weights; use synthetic, or a local folder or hub id")
+        raise SpecError(
+            "weights", f"{spec.model} is bundled without weights; use synthetic, or a local folder or hub id"
+        )
     source, local = sources.weights_source(spec.model)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -118,9 +122,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
-def _fill(
-    model: PreTrainedModel, device: torch.device, seed: int, report: Callable[[Progress], None] | None
-) -> None:
+def _fill(model: PreTrainedModel, device: torch.device, seed: int, report: Callable[[Progress], None] | None) -> None:
     """Materialise every parameter on ``device`` and give it values; tied parameters stay tied."""
     if device.type != "cpu":
         _move_buffers(model, device)

@@ -114,8 +114,12 @@ def adapter_types() -> Mapping[str, AdapterType]:
     data = json.loads(ADAPTERS_FILE.read_text(encoding="utf-8"))
     entries = {}
     for item in data:
-        fields = tuple(FieldEntry(**{**field, "choices": tuple(field.get("choices", ()))}) for field in item.pop("fields"))
-        entries[item["id"]] = AdapterType(**{**item, "kinds": tuple(item["kinds"]), "model_types": tuple(item["model_types"]), "fields": fields})
+        fields = tuple(
+            FieldEntry(**{**field, "choices": tuple(field.get("choices", ()))}) for field in item.pop("fields")
+        )
+        entries[item["id"]] = AdapterType(
+            **{**item, "kinds": tuple(item["kinds"]), "model_types": tuple(item["model_types"]), "fields": fields}
+        )
     return entries
 
 

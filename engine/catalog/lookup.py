@@ -24,7 +24,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None where nothing is known."""
     names = list(known)
     lowered = name.lower()
-    ranked = sorted(names, key=lambda other: difflib.SequenceMatcher(None, lowered, other.lower()).ratio(), reverse=True)
+    ranked = sorted(
+        names, key=lambda other: difflib.SequenceMatcher(None, lowered, other.lower()).ratio(), reverse=True
+    )
     return ranked[0] if ranked else None
 
 

@@ -23,7 +23,20 @@ _ROUTER_LEAVES = ("gate", "router", "shared_expert_gate", "wg")
 # No router chooses among more experts than this; a gated feed-forward layer that is called "gate" is far wider.
 _MOST_EXPERTS = 512
 _MLP_PARTS = ("mlp", "ffn", "feed_forward", "feedforward", "moe", "expert", "ff")
-_MLP_LEAVES = ("fc1", "fc2", "fc_in", "fc_out", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "w1", "w2", "w3")
+_MLP_LEAVES = (
+    "fc1",
+    "fc2",
+    "fc_in",
+    "fc_out",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+    "c_fc",
+    "w1",
+    "w2",
+    "w3",
+)
 
 
 def role_of(path: str, kind: str, out_features: int) -> Role:
@@ -40,8 +53,12 @@ def role_of(path: str, kind: str, out_features: int) -> Role:
         return "attention_out"
     if leaf in _ROUTER_LEAVES and out_features <= _MOST_EXPERTS:
         return "router"
-    if leaf in _MLP_LEAVES or leaf.startswith("dense_") or any(
-        name == part.lower() or (len(name) > 2 and name in part.lower()) for part in parents for name in _MLP_PARTS
+    if (
+        leaf in _MLP_LEAVES
+        or leaf.startswith("dense_")
+        or any(
+            name == part.lower() or (len(name) > 2 and name in part.lower()) for part in parents for name in _MLP_PARTS
+        )
     ):
         return "mlp"
     return "other"

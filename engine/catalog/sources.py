@@ -100,7 +100,12 @@ def _download(name: str, file: str) -> Path:
     import time
 
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     memory = _failed(name, file, int(time.monotonic() // 60))
     if memory:

@@ -17,8 +17,7 @@ class Strategy:
     ``needs``: "dora" (only DoRA has the step it replaces), "gpu" (a CUDA device on this machine), "zero_b" (the adapter's
     B matrices are zero, as PEFT's default initialisation leaves them), "fresh" (a newly created adapter, not a saved one).
     ``unverified``: never ran on the hardware it is for.
-    ``snippet_context``: the import that brings the context manager of that name into one's own code, or None where
-    the strategy is a setting of PEFT's own.
+    ``snippet_context``: the import that brings the context manager of that name into one's own code; None for stock PEFT.
     """
 
     id: str
@@ -56,7 +55,6 @@ _INIT = (
         "staged",
         "Staged",
         "The adapter is added group by group, each ready before the next",
-        frozenset({"fresh"}),
         snippet_context="from engine.strategies.init import staged",
     ),
     Strategy(
@@ -72,6 +70,7 @@ _INIT = (
         "PEFT's ephemeral_gpu_offload: each weight visits the GPU for the norm",
         frozenset({"dora", "gpu"}),
         unverified=True,
+        snippet_context="from engine.strategies.init import gpu_offload",
     ),
     Strategy(
         "gpu_then_cpu",

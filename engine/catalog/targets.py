@@ -115,7 +115,9 @@ def _matches_nothing(entry: str, groups: Sequence[ModuleGroup], model_label: str
 def _full_matches(groups: Sequence[ModuleGroup], pattern: str, model_label: str) -> list[str]:
     """Full names that the person's regular expression matches from end to end, within the time limit."""
     if len(pattern) > REGEX_LENGTH_LIMIT:
-        raise TargetError(f"the regular expression has {len(pattern)} characters; at most {REGEX_LENGTH_LIMIT} are taken")
+        raise TargetError(
+            f"the regular expression has {len(pattern)} characters; at most {REGEX_LENGTH_LIMIT} are taken"
+        )
     try:
         expression = regex.compile(pattern)
     except regex.error as error:
