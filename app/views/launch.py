@@ -225,7 +225,7 @@ def details(spec: InitSpec) -> None:
     with as_command:
         st.code(f"python -m engine measure - <<'JSON'\n{document}\nJSON", language="bash", height=320)
     with as_code:
-        st.code(catalog.snippet(spec), language="python")
+        st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
 def launch_all(specs: list[InitSpec], sweep_name: str | None) -> None:

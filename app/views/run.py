@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
-from app.widgets import frames, labels, launching, progress
+from app.widgets import frames, labels, launching, own_models, progress
 from app.widgets.downloads import table_downloads
 from db import runs
 from db.runs import RunDetail, RunRow
@@ -320,7 +320,7 @@ def python_code(run: RunDetail) -> None:
         st.caption(formatting.plain(str(error)))
         return
     if isinstance(spec, InitSpec):
-        st.code(catalog.snippet(spec), language="python")
+        st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
 def modules_table(inspection: dict[str, object]) -> None:

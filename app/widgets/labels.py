@@ -60,14 +60,8 @@ def adapter_label(adapter: Mapping[str, Any]) -> str:
     """The label of a spec's adapter; for a saved one, of what its own config says it is."""
     if "path" not in adapter:
         return catalog.adapter_label(adapter)
-    config = saved_config(str(adapter["path"]))
-    if config is None:
-        return "Saved adapter"
-    options = {"use_dora": True} if config.get("use_dora") is True else {}
-    try:
-        return catalog.adapter_label({"type": str(config.get("peft_type", "")).lower(), "options": options})
-    except catalog.UnknownEntry:
-        return "Saved adapter"
+    config = saved_config(str(adapter["path"])) or {}
+    return catalog.adapter_label({"type": str(config.get("peft_type") or "").lower(), "options": config})
 
 
 def saved_config(folder: str) -> dict[str, Any] | None:

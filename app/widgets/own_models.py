@@ -13,7 +13,7 @@ from db import runs
 from db.runs import RunRow
 from engine import catalog
 from engine.catalog import ModuleGroup, requirements
-from engine.spec import InitSpec, SpecError, parse_spec
+from engine.spec import SpecError, parse_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,10 @@ def facts(model: str) -> ModelFacts:
 def problem(model: str) -> str | None:
     """Why a model cannot be used, as one sentence; kept for a while, as it looks at files and perhaps the network."""
     try:
-        spec = parse_spec({"kind": "init", "model": model})
+        found = requirements.problems(parse_spec({"kind": "inspect", "model": model}), state.devices(), None)
     except SpecError as error:
         return str(error)
-    assert isinstance(spec, InitSpec)
-    found = requirements.problems(spec, state.devices(), None)
-    return next((str(error) for error in found if error.field == "model"), None)
+    return str(found[0]) if found else None
 
 
 def last_inspection(model: str) -> RunRow | None:
