@@ -1,6 +1,7 @@
 """List what a model offers to adapt, build a PEFT config from a spec, attach it, and put the model back as it was.
 
-Attaching is plain PEFT; nothing here is faster or slower than PEFT itself (that is ``engine.strategies``). Builds no model.
+Attaching is plain PEFT; nothing here is faster or slower than PEFT itself (that is ``engine.strategies``).
+Builds no model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -183,7 +184,7 @@ def peft_config(
         SpecError: one sentence, when the targets cannot be resolved or PEFT refuses the fields.
     """
     entry = catalog.adapter_type(adapter.type)
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[entry.peft_type]  # type: ignore[index]  # PeftType is a str enum
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(entry.peft_type)]
     values: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM, **entry.engine_defaults}
     common = {"rank": adapter.rank, "alpha": _whole(adapter.alpha), "dropout": adapter.dropout}
     values |= {peft_name: common[name] for name, peft_name in entry.common_fields.items()}
@@ -199,7 +200,7 @@ def peft_config(
     values |= {name: _as_peft_wants(value, hints[name]) for name, value in adapter.options.items()}
     values |= runtime or {}
     try:
-        return typing.cast(PeftConfig, config_class(**values))
+        return config_class(**values)
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise SpecError("adapter.options", f"{entry.label} refuses these fields: {_first_line(error)}") from None
 
@@ -261,8 +262,8 @@ def attach(
 ) -> PeftModel:
     """Attach a fresh or a saved adapter with PEFT's own functions; the model is changed in place and wrapped.
 
-    ``config`` replaces the one that :func:`peft_config` or the saved folder would give. ``on_module`` is called with the
-    full name of each adapted module (for fused experts: of the parameter) as soon as PEFT has created it.
+    ``config`` replaces the one that :func:`peft_config` or the saved folder would give. ``on_module`` is called with
+    the full name of each adapted module (for fused experts: of the parameter) as soon as PEFT has created it.
 
     Raises:
         SpecError: one sentence, when PEFT cannot attach this adapter to this model.
@@ -287,7 +288,7 @@ def attach(
                 )
             return typing.cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=upcast))
     except (ValueError, TypeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
-        label = catalog.adapter_type(str(config.peft_type.value).lower()).label
+        label = catalog.adapter_type(str(PeftType(config.peft_type).value).lower()).label
         raise SpecError("adapter", f"PEFT cannot attach {label} to this model: {_first_line(error)}") from error
 
 
@@ -306,7 +307,7 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
     wanted = getattr(config, "target_modules", None)
     if isinstance(wanted, str) and wanted != "all-linear":
         try:
-            config.target_modules = set(targets.resolve(groups, wanted).names)  # type: ignore[attr-defined]
+            config.target_modules = set(targets.resolve(groups, wanted).names)
         except targets.TargetError as error:
             raise SpecError("adapter.path", f"the saved target modules do not fit: {error}") from None
     return config
@@ -315,7 +316,7 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
 @contextlib.contextmanager
 def _reporting(config: PeftConfig, on_module: OnModule | None) -> Iterator[None]:
     """Report each module that the tuner of this config's type creates, for the time of the context."""
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(config.peft_type))
     original = getattr(tuner, "_create_and_replace", None)
     if on_module is None or tuner is None or original is None:
         yield

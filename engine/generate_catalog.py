@@ -1,7 +1,7 @@
 """Write the generated part of the catalog: module tables of the bundled models and field tables of the PEFT types.
 
-Run ``python -m engine.generate_catalog`` after changing a hand-written part (a model's config, ``adapter_facts.json``) or
-the installed PEFT or transformers; a test compares the files with what this would write. Allocates no weights.
+Run ``python -m engine.generate_catalog`` after changing a hand-written part (a model's config, ``adapter_facts.json``)
+or the installed PEFT or transformers; a test compares the files with what this would write. Allocates no weights.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def model_document(path: Path) -> dict[str, Any]:
 
 
 def adapter_documents() -> list[dict[str, Any]]:
-    """All adapter types: PEFT's config classes with the hand-written facts laid over them; LoRA first, then by label."""
+    """All adapter types: PEFT's config classes with the hand-written facts over them; LoRA first, then by label."""
     facts = json.loads(FACTS_FILE.read_text(encoding="utf-8"))
     documents = []
     for peft_type, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items():

@@ -115,7 +115,8 @@ def _load_pretrained(spec: InitSpec) -> PreTrainedModel:
         raise SpecError("attention", f"{spec.attention} cannot be used here ({_first_line(error)})") from None
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise SpecError("model", f"{spec.model} cannot be loaded from safetensors ({_first_line(error)})") from None
-    return model.to(spec.device).eval()
+    model.to(torch.device(spec.device))  # type: ignore[arg-type]  # its decorator hides `to` being a method
+    return model.eval()
 
 
 def _first_line(error: BaseException) -> str:
@@ -215,16 +216,16 @@ class _BlockFill:
 def _prepare_pages(tensor: torch.Tensor) -> None:
     """Have the kernel back a tensor's memory at once, with 2 MiB pages where they fit, before the first write.
 
-    Writing to fresh memory is bound by page faults, and one call for the whole range is several times faster than a fault
-    for each page. Done for the weights only, not by a setting of the whole process: what is measured afterwards must
-    allocate as it does elsewhere.
+    Writing to fresh memory is bound by page faults, and one call for the whole range is several times faster than a
+    fault for each page. Done for the weights only, not by a setting of the whole process: what is measured afterwards
+    must allocate as it does elsewhere.
     """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if sys.platform != "linux" or length <= 0:
         return
-    # A kernel that refuses either (2 MiB pages switched off, or older than 5.14) fills more slowly and to the same effect,
-    # so the return values do not matter.
+    # A kernel that refuses either (2 MiB pages switched off, or older than 5.14) fills more slowly and to the same
+    # effect, so the return values do not matter.
     if length >= 2 * _HUGE_PAGE_BYTES:
         _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
     _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_POPULATE_WRITE)

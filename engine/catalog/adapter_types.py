@@ -1,7 +1,7 @@
 """The adapter types that the installed PEFT knows: their fields, defaults and bounds, and what each of them needs.
 
-Reads ``adapters.json``, which ``python -m engine.generate_catalog`` writes from PEFT's config classes and the hand-written
-``adapter_facts.json``. Checks options against it. Builds no PEFT object and imports no torch.
+Reads ``adapters.json``, which ``python -m engine.generate_catalog`` writes from PEFT's config classes and the
+hand-written ``adapter_facts.json``. Checks options against it. Builds no PEFT object and imports no torch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class FieldError(Protocol):
 class FieldEntry:
     """One field of an adapter type. ``default`` is PEFT's own, or the engine's where PEFT's does not work.
 
-    ``choices`` holds a choice's values, or the keys that a mapping may have (any when empty). ``pattern`` is a form that
-    further values of a choice may have. ``refused`` says why a value that PEFT knows cannot be used here.
-    ``fits`` says what the value must divide on every adapted layer ("in", "out" or "both" of its features), or that it may
-    not exceed the layer's weight ("elements"); null then means the largest value up to ``fits_up_to`` that does.
+    ``choices`` holds a choice's values, or the keys that a mapping may have (any when empty). ``pattern`` is a form
+    that further values of a choice may have. ``refused`` says why a value that PEFT knows cannot be used here.
+    ``fits`` says what the value must divide on every adapted layer ("in", "out" or "both" of its features), or that it
+    may not exceed the layer's weight ("elements"); null then means the largest value up to ``fits_up_to`` that does.
     ``divides_rank`` says that it must divide the rank.
     """
 
@@ -63,8 +63,8 @@ class FieldEntry:
 class AdapterType:
     """One PEFT type. ``id`` is the PEFT type in lower case, ``peft_type`` as PEFT writes it.
 
-    ``kinds`` are the kinds of modules that it can adapt; ``model_types`` the transformers model types that it is written
-    for (any when empty); ``rank_bounded`` tells whether a rank above a layer's smaller side is refused;
+    ``kinds`` are the kinds of modules that it can adapt; ``model_types`` the transformers model types that it is
+    written for (any when empty); ``rank_bounded`` tells whether a rank above a layer's smaller side is refused;
     ``engine_defaults`` replace defaults of PEFT's that do not work by themselves.
     """
 

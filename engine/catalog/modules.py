@@ -20,9 +20,9 @@ class ModuleGroup:
     """Modules of one name and shape.
 
     ``name`` is the shortest dotted ending that tells the group from the model's other groups ("q_proj"; GPT-2 has
-    "attn.c_proj" and "mlp.c_proj"). ``path`` is the full module name with "{}" in place of the layer's index, and of the
-    expert's where experts are modules of their own (``inner``). A group of kind "experts" stands for one 3-D parameter
-    that holds all ``experts`` matrices of a layer; its path ends in the parameter's name.
+    "attn.c_proj" and "mlp.c_proj"). ``path`` is the full module name with "{}" in place of the layer's index, and of
+    the expert's where experts are modules of their own (``inner``). A group of kind "experts" stands for one 3-D
+    parameter that holds all ``experts`` matrices of a layer; its path ends in the parameter's name.
     """
 
     name: str

@@ -292,11 +292,9 @@ def _strategy_problems(spec: InitSpec, options: Mapping[str, Any], devices: Sequ
     if "zero_b" in way.needs and not _leaves_b_at_zero(options):
         yield SpecError(
             "strategy",
-            f"{way.id} needs B to be zero, and init_lora_weights {options.get('init_lora_weights')!r} makes it non-zero; "
+            f"{way.id} needs B to be zero, and init_lora_weights {options['init_lora_weights']!r} fills it; "
             "use factored_norm",
         )
-    if "fresh" in way.needs and not isinstance(spec.adapter, FreshAdapter):
-        yield SpecError("strategy", f"{way.id} needs an adapter that is newly created, not a saved one")
 
 
 def _leaves_b_at_zero(options: Mapping[str, Any]) -> bool:

@@ -19,8 +19,8 @@ _HUB_SOURCE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/blob")
 def snippet(spec: InitSpec, groups: Sequence[ModuleGroup] | None = None) -> str:
     """A short program that loads the model and attaches the same adapter by the same strategy.
 
-    ``groups`` are the model's modules where they are known (bundled models' always are); without them a preset other than
-    all-linear is left for the reader to fill in.
+    ``groups`` are the model's modules where they are known (bundled models' always are); without them a preset other
+    than all-linear is left for the reader to fill in.
     """
     bundled = models().get(spec.model)
     if groups is None and bundled is not None:

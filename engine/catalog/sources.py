@@ -120,7 +120,7 @@ def _download(name: str, file: str) -> Path:
         sentence = f"{name} is not in the local hub cache and the hub cannot be reached"
     except EntryNotFoundError:
         sentence = f"the hub repository {name} has no {file}"
-    except Exception as error:  # noqa: BLE001  (any failure of the network stack means the same to the reader)
+    except Exception as error:  # any failure of the network stack means the same to the reader
         sentence = f"{name} is not in the local hub cache and the hub cannot be reached ({type(error).__name__})"
     memory.append(sentence)
     raise SourceError(sentence)

@@ -1,4 +1,7 @@
-"""The ways to do each kind's operation, and what each of them needs. Data only: the code is in ``engine.strategies``."""
+"""The ways to do each kind's operation, and what each of them needs.
+
+Data only: the code is in ``engine.strategies``. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ from typing import Literal
 
 from engine.catalog.lookup import look_up
 
-Need = Literal["dora", "gpu", "zero_b", "fresh"]
+Need = Literal["dora", "gpu", "zero_b"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
     """One way to do a kind's operation.
 
-    ``needs``: "dora" (only DoRA has the step it replaces), "gpu" (a CUDA device on this machine), "zero_b" (the adapter's
-    B matrices are zero, as PEFT's default initialisation leaves them), "fresh" (a newly created adapter, not a saved one).
+    ``needs``: "dora" (only DoRA has the step it replaces), "gpu" (a CUDA device on this machine), "zero_b" (the
+    adapter's B matrices are zero, as PEFT's default initialisation leaves them).
     ``unverified``: never ran on the hardware it is for.
-    ``snippet_context``: the import that brings the context manager of that name into one's own code; None for stock PEFT.
+    ``snippet_context``: the import that brings the context manager of that name into one's own code; None for stock.
     """
 
     id: str

@@ -60,8 +60,8 @@ def resolve(
 ) -> Targets:
     """Match a preset, a regular expression (on full names) or a list of module names against a model's groups.
 
-    A name in a list matches as PEFT matches it: the full module name, or its ending after a dot. ``all-linear`` is every
-    linear layer but the output head and routers, and the fused experts.
+    A name in a list matches as PEFT matches it: the full module name, or its ending after a dot. ``all-linear`` is
+    every linear layer but the output head and routers, and the fused experts.
 
     Raises:
         TargetError: one sentence, when nothing matches, or the expression does not compile or takes too long.
