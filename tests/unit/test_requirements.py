@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import catalog
+from engine.catalog import sources
+from engine.catalog.requirements import LocalModel, model_facts, problems
+from engine.result import Device
+from engine.spec import parse_spec
+
+CPU = Device("cpu", "cpu", "A processor", 2**34, ("float32", "bfloat16", "float16"))
+OLD_CPU = Device("cpu", "cpu", "An old processor", 2**34, ("float32",))
+GPU = Device("cuda:0", "cuda", "A GPU", 2**34, ("float32", "bfloat16", "float16"))
+
+
+def found(spec: dict[str, Any], *devices: Device, groups: Any = None) -> list[str]:
+    texts = [str(error) for error in problems(parse_spec(spec), devices or (CPU,), groups)]
+    assert all("\n" not in text for text in texts)
+    return texts
+
+
+def only(spec: dict[str, Any], *devices: Device, groups: Any = None) -> str:
+    texts = found(spec, *devices, groups=groups)
+    assert len(texts) == 1, texts
+    return texts[0]
+
+
+def write_model(folder: Path, **config: Any) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def write_adapter(folder: Path, weights: bool = True, **config: Any) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], **config}))
+    if weights:
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    return str(folder)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub cache of its own, and a hub address at which nothing answers."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_every_bundled_model_can_run_lora_and_dora_on_a_plain_machine() -> None:
+    for entry in catalog.models().values():
+        attention = "sdpa" if "sdpa" in entry.attention else "eager"
+        assert found({"model": entry.id, "attention": attention}) == []
+        dora = {"target_modules": "attention", "options": {"use_dora": True}}
+        assert found({"model": entry.id, "attention": attention, "adapter": dora, "strategy": "zero_b_norm"}) == []
+
+
+def test_every_available_type_can_run_on_tiny_test() -> None:
+    for entry in catalog.adapter_types().values():
+        texts = found({"model": "tiny-test", "adapter": {"type": entry.id}})
+        assert bool(texts) == bool(entry.unavailable_reason), texts
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+    assert only({"model": "tinylama-1.1b"}).startswith("model: unknown model 'tinylama-1.1b'; the nearest is tinyllama-1.1b")
+
+
+def test_an_inspection_of_an_unknown_model_is_refused_too() -> None:
+    assert "the nearest is gpt2" in only({"kind": "inspect", "model": "gtp2"})
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    assert only({"model": str(tmp_path)}) == f"model: the folder {tmp_path} has no config.json"
+    assert only({"model": str(tmp_path / "none")}) == f"model: {tmp_path / 'none'} is not a folder"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("{", "cannot be read"), ("[]", "is not a JSON object"), ("{}", "has no model_type")]
+)
+def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert expected in only({"model": str(tmp_path)})
+
+
+def test_a_config_of_an_unsupported_type_names_the_nearest(tmp_path: Path) -> None:
+    assert "model type 'lama'" in only({"model": write_model(tmp_path, model_type="lama")})
+    assert "the nearest that it can is llama" in only({"model": write_model(tmp_path, model_type="lama")})
+
+
+def test_a_model_that_needs_remote_code_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, model_type="my-own", auto_map={"AutoConfig": "mine.Config"})
+    assert "remote code is never run" in only({"model": folder})
+
+
+def test_a_local_folder_is_described_by_its_config(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "mine", model_type="llama")
+    facts = model_facts(folder)
+    assert isinstance(facts, LocalModel)
+    assert (facts.label, facts.model_type, facts.has_safetensors) == ("mine", "llama", False)
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"")
+    again = model_facts(folder)
+    assert isinstance(again, LocalModel)
+    assert again.has_safetensors
+
+
+def test_pretrained_weights_need_safetensors(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, model_type="llama")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert "has no .safetensors file" in only({"model": folder, "weights": "pretrained"})
+    assert "is bundled without weights" in only({"model": "gpt2", "weights": "pretrained"})
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_without_network_is_refused() -> None:
+    assert only({"model": "nobody/no-such-model-here"}) == (
+        "model: nobody/no-such-model-here is not in the local hub cache and the hub cannot be reached"
+    )
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_in_the_local_cache_needs_no_network(tmp_path: Path) -> None:
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--someone--cached"
+    write_model(repository / "snapshots" / commit, model_type="gpt2")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    assert found({"model": "someone/cached"}) == []
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "../x/y", "a b/c", "owner/", "-x/y", "a/..", "https://hub/x"])
+def test_what_is_no_hub_id_is_not_asked_for(name: str) -> None:
+    assert not sources.is_hub_id(name)
+
+
+# --- machine ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    assert only({"model": "gpt2", "device": "cuda:1"}, CPU, GPU) == (
+        "device: cuda:1 is not on this machine, which has cpu, cuda:0"
+    )
+
+
+def test_a_dtype_that_the_device_lacks_is_refused() -> None:
+    assert only({"model": "gpt2", "dtype": "float16"}, OLD_CPU) == (
+        "dtype: An old processor cannot compute in float16; it has float32"
+    )
+
+
+def test_flash_attention_without_gpu_is_refused() -> None:
+    assert "needs a GPU" in only({"model": "gpt2", "attention": "flash_attention_2"})
+
+
+def test_attention_that_the_model_does_not_have_is_refused() -> None:
+    assert only({"model": "gemma-2-9b"}) == "attention: Gemma 2 9B has no sdpa; it has eager, flash_attention_2"
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_target_modules_that_match_nothing_name_the_nearest() -> None:
+    assert only({"model": "tinyllama-1.1b", "adapter": {"target_modules": ["q_prj"]}}) == (
+        'adapter.target_modules: "q_prj" matches nothing in TinyLlama 1.1B; the nearest is q_proj'
+    )
+
+
+def test_a_rank_above_the_smallest_layer_is_refused() -> None:
+    assert only({"model": "tinyllama-1.1b", "adapter": {"rank": 4096}}) == (
+        "adapter.rank: 4096 is larger than the smallest matched layer (k_proj, 256 x 2048); at most 256"
+    )
+    assert found({"model": "tinyllama-1.1b", "adapter": {"rank": 2048, "target_modules": ["q_proj"]}}) == []
+
+
+def test_a_rank_that_is_no_side_of_a_matrix_may_be_larger() -> None:
+    assert found({"model": "tinyllama-1.1b", "adapter": {"type": "vera", "rank": 1024}}) == []
+
+
+def test_dora_on_fused_experts_is_refused_naming_them() -> None:
+    text = only({"model": "mixtral-8x7b", "adapter": {"options": {"use_dora": True}}})
+    assert text.startswith("adapter.options.use_dora: DoRA cannot adapt fused experts")
+    assert "experts.gate_up_proj" in text
+
+
+def test_dropout_on_fused_experts_is_refused() -> None:
+    assert only({"model": "mixtral-8x7b", "adapter": {"dropout": 0.1}}).startswith("adapter.dropout: must be 0")
+
+
+def test_a_type_without_conv1d_is_refused_on_gpt2() -> None:
+    text = only({"model": "gpt2", "adapter": {"type": "boft"}})
+    assert text.startswith("adapter.target_modules: BOFT cannot adapt Conv1D layers")
+
+
+def test_a_type_for_other_models_is_refused() -> None:
+    assert "PEFT has LLaMA-Adapter for the model types" in only(
+        {"model": "qwen2.5-0.5b", "adapter": {"type": "adaption_prompt"}}
+    )
+
+
+def test_a_type_that_needs_data_is_refused_with_the_reason() -> None:
+    assert "needs trained LoRA adapters to mix" in only({"model": "tiny-test", "adapter": {"type": "xlora"}})
+
+
+def test_a_size_that_does_not_fit_the_layers_is_refused_with_one_that_does() -> None:
+    text = only({"model": "qwen2.5-0.5b", "adapter": {"type": "c3a", "options": {"block_size": 256}}})
+    assert text == "adapter.options.block_size: 256 does not divide q_proj (896 x 896); 128 would fit"
+
+
+def test_a_rank_that_its_divisor_does_not_divide_is_refused() -> None:
+    assert "must be a multiple of gralora_k (2)" in only({"model": "tiny-test", "adapter": {"type": "gralora", "rank": 9}})
+
+
+def test_targets_of_an_unknown_model_are_checked_once_its_groups_are_known(tmp_path: Path) -> None:
+    spec = {"model": write_model(tmp_path, model_type="llama"), "adapter": {"target_modules": ["q_prj"]}}
+    assert found(spec) == []
+    assert "the nearest is q_proj" in only(spec, groups=catalog.model("tiny-test").groups)
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["zero_b_norm", "factored_norm", "batched_norm", "deferred"])
+def test_a_norm_strategy_without_dora_is_refused(strategy: str) -> None:
+    assert "only DoRA has" in only({"model": "tiny-test", "strategy": strategy})
+
+
+def test_a_gpu_strategy_without_gpu_is_refused() -> None:
+    spec = {"model": "tiny-test", "strategy": "gpu_then_cpu"}
+    assert only(spec) == "strategy: gpu_then_cpu needs a GPU, and this machine has none"
+    assert found(spec, CPU, GPU) == []
+
+
+@pytest.mark.parametrize(("value", "works"), [(True, True), ("gaussian", True), (False, False), ("pissa", False)])
+def test_zero_b_norm_needs_b_to_be_zero(value: Any, works: bool) -> None:
+    adapter = {"options": {"use_dora": True, "init_lora_weights": value}}
+    texts = found({"model": "tiny-test", "strategy": "zero_b_norm", "adapter": adapter})
+    assert (texts == []) == works
+    assert works or "use factored_norm" in texts[0]
+
+
+# --- saved adapters ---------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_adapter_that_fits_is_taken(tmp_path: Path) -> None:
+    spec = {"model": "tiny-test", "adapter": {"path": write_adapter(tmp_path, use_dora=True)}, "strategy": "zero_b_norm"}
+    assert found(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"weights": False}, "has no adapter_model.safetensors"),
+        ({"peft_type": "LOORA"}, "has the adapter type LOORA; PEFT's nearest is lora"),
+        ({"peft_type": None}, "has the adapter type none"),
+        ({"peft_type": "XLORA"}, "X-LoRA cannot be measured here"),
+        ({"target_modules": ["c_attn"]}, '"c_attn" matches nothing in Tiny test model'),
+        ({"target_modules": "(q_proj"}, "is not a regular expression"),
+        ({"tokenizer_kwargs": {"trust_remote_code": True}}, "asks for a tokenizer"),
+    ],
+)
+def test_a_saved_adapter_that_cannot_be_loaded_is_refused(tmp_path: Path, config: Any, expected: str) -> None:
+    text = only({"model": "tiny-test", "adapter": {"path": write_adapter(tmp_path, **config)}})
+    assert text.startswith("adapter.path: ")
+    assert expected in text
+
+
+def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
+    assert "has no adapter_config.json" in only({"model": "tiny-test", "adapter": {"path": str(tmp_path)}})
+    assert "is not a folder" in only({"model": "tiny-test", "adapter": {"path": str(tmp_path / "none")}})
+    (tmp_path / "adapter_config.json").write_text("{")
+    assert "cannot be read" in only({"model": "tiny-test", "adapter": {"path": str(tmp_path)}})

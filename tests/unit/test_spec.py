@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.spec import InitSpec, SavedAdapter, SpecError, canonical_json, parse_spec, spec_hash
+
+
+def refusal(spec: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_spec_with_only_a_model_is_lora_on_all_linear_layers() -> None:
+    spec = parse_spec({"model": "tiny-test"})
+    assert isinstance(spec, InitSpec)
+    assert spec.model_dump(mode="json")["adapter"] == {
+        "type": "lora",
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+        "adapter_dtype": "float32",
+        "options": {},
+    }
+
+
+def test_what_was_left_out_and_what_was_written_out_have_one_hash() -> None:
+    short = parse_spec({"model": "tiny-test"})
+    long = parse_spec(canonical_json(short))
+    assert spec_hash(short) == spec_hash(long)
+    assert spec_hash(short) == spec_hash(parse_spec({"model": "tiny-test", "adapter": {"options": {"use_dora": False}}}))
+
+
+def test_the_order_of_target_modules_does_not_change_the_hash() -> None:
+    one = parse_spec({"model": "tiny-test", "adapter": {"target_modules": ["v_proj", "q_proj", "q_proj"]}})
+    other = parse_spec({"model": "tiny-test", "adapter": {"target_modules": ["q_proj", "v_proj"]}})
+    assert spec_hash(one) == spec_hash(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "float16"}, {"seed": 1}, {"strategy": "staged"}, {"adapter": {"options": {"use_dora": True}}}],
+)
+def test_whatever_decides_a_measurement_changes_the_hash(change: dict[str, Any]) -> None:
+    assert spec_hash(parse_spec({"model": "tiny-test"})) != spec_hash(parse_spec({"model": "tiny-test", **change}))
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    spec = parse_spec({"model": "tiny-test"})
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.model = "gpt2"  # type: ignore[misc]
+
+
+def test_cuda_is_the_first_gpu() -> None:
+    spec = parse_spec({"model": "tiny-test", "device": "cuda"})
+    assert spec.device == "cuda:0"
+
+
+def test_fields_that_a_type_lacks_are_null() -> None:
+    spec = parse_spec({"model": "tiny-test", "adapter": {"type": "prompt_tuning"}})
+    assert isinstance(spec, InitSpec)
+    adapter = spec.model_dump()["adapter"]
+    assert [adapter[name] for name in ("rank", "alpha", "dropout", "target_modules")] == [None] * 4
+
+
+def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = parse_spec({"model": "tiny-test", "adapter": {"path": "mine"}})
+    assert isinstance(spec, InitSpec)
+    assert isinstance(spec.adapter, SavedAdapter)
+    assert spec.adapter.path == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{", "spec: is not valid JSON (line 1, column 2)"),
+        ("[" * 100_000, "spec: is not valid JSON"),
+        ("[]", "spec: must be a JSON object, not a list"),
+        ({}, "model: is missing"),
+        ({"model": ""}, "model: "),
+        ({"model": "m", "kind": "trian"}, "kind: must be one of init, inspect, not 'trian'"),
+        ({"model": "m", "modle": 1}, "modle: is not a field of this spec"),
+        ({"model": "m", "train": {}}, "train: is not a field of this spec"),
+        ({"model": "m", "dtype": "int8"}, "dtype: "),
+        ({"model": "m", "device": "gpu"}, "device: must be cpu, mps or cuda:N, not 'gpu'"),
+        ({"model": "m", "strategy": "zero_norm"}, "strategy: unknown init strategy 'zero_norm'; the nearest is zero_b_norm"),
+        ({"model": "m", "repeats": 0}, "repeats: "),
+        ({"model": "m", "timeout_s": float("inf")}, "timeout_s: must be a finite number, not inf"),
+        ({"model": "m", "adapter": {"type": "loora"}}, "adapter.type: unknown adapter type 'loora'; the nearest is lora"),
+        ({"model": "m", "adapter": {"rank": 0}}, "adapter.rank: "),
+        ({"model": "m", "adapter": {"rank": "x"}}, "adapter.rank: "),
+        ({"model": "m", "adapter": {"alpha": float("inf")}}, "adapter.alpha: must be a finite number, not inf"),
+        ({"model": "m", "adapter": {"alpha": float("nan")}}, "adapter.alpha: must be a finite number, not nan"),
+        ({"model": "m", "adapter": {"dropout": 1}}, "adapter.dropout: "),
+        ({"model": "m", "adapter": {"target_modules": []}}, "adapter.target_modules: give a preset"),
+        ({"model": "m", "adapter": {"type": "ia3", "rank": 4}}, "adapter.rank: IA³ has no rank; leave it out"),
+        ({"model": "m", "adapter": {"type": "ia3", "options": {"use_dora": True}}}, "DoRA is a form of LoRA"),
+        ({"model": "m", "adapter": {"adapter_dtype": "float16"}}, "adapter.adapter_dtype: must be float32"),
+        ({"model": "m", "adapter": 3}, "adapter"),
+        ({"model": "m", "adapter": {"type": "prompt_tuning", "target_modules": "mlp"}}, "adapts no modules"),
+    ],
+)
+def test_a_spec_that_cannot_work_is_refused_in_one_sentence_naming_the_field(spec: Any, expected: str) -> None:
+    assert expected in refusal(spec)
+
+
+def test_the_canonical_text_is_json_with_every_field() -> None:
+    document = json.loads(canonical_json(parse_spec({"model": "tiny-test"})))
+    assert set(document) == set(InitSpec.model_fields)
