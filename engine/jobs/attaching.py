@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch import Tensor
 
 from engine import adapters
@@ -44,6 +44,11 @@ class Bench:
         self._report = report
         self._attaches_left = attaches
         self._attach_s: list[float] = []
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the adapter is of LoRA's family (DoRA, PiSSA, ... are)."""
+        return self._config.peft_type == PeftType.LORA
 
     @property
     def input_ids(self) -> Tensor:

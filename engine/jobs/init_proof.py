@@ -5,11 +5,12 @@ Brings both sides about and hands them to the checks in ``engine.strategies.proo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.jobs.attaching import Bench
 from engine.result import Check
@@ -29,50 +30,65 @@ def prove(bench: Bench) -> list[Check]:
 
     Where stock's temporaries would not fit into free memory, magnitudes are compared with a float64 norm alone.
     """
-    strategy = bench.spec.strategy
     need, free = _need_bytes(bench), _free_bytes(bench)
-    stock_values: dict[str, Tensor] | None = None
-    stock_logits = our_logits = None
-    if need <= free:
-        with bench.attached("proof: stock", "stock") as model:
-            layers = proof.dora_magnitudes(model)
-            stock_values = {name: layer.values for name, layer in layers.items()}
-            proof.perturb(model, bench.base, bench.spec.seed)
-            stock_logits = proof.logits(model, bench.input_ids, bench.base)
+    stock = _stock(bench) if need <= free else None
     checks = []
-    with bench.attached(f"proof: {strategy}") as model:
+    with bench.attached(f"proof: {bench.spec.strategy}") as model:
         layers = proof.dora_magnitudes(model)
         # Nothing reads the magnitudes yet: deferred ones must not depend on what becomes of B before a forward pass.
         proof.perturb(model, bench.base, bench.spec.seed)
-        if need <= free:
-            our_logits = proof.logits(model, bench.input_ids, bench.base)
+        own_draw = bench.spec.strategy == "staged" and any(bool(layer.lora_b.any()) for layer in layers.values())
+        ours = {name: layer.values for name, layer in layers.items()} if own_draw else {}
+        if own_draw and stock is not None:
+            # Modules in another order draw other random numbers: these magnitudes belong to another B than stock's.
+            proof.set_magnitudes(layers, stock.values)
+        our_logits = _logits(bench, model) if stock is not None else None
+        ours = ours or {name: layer.values for name, layer in layers.items()}
+
+        def references() -> dict[str, Tensor]:
+            return {name: layer.reference() for name, layer in layers.items()}
+
+        def reference_logits() -> Tensor:
+            proof.set_magnitudes(layers, references())
+            return _logits(bench, model)
+
+        # A saved adapter's magnitudes come from its file, so they have no other reference than stock's.
+        fresh = isinstance(bench.spec.adapter, FreshAdapter)
         if layers:
-            checks.append(_magnitudes_equal(bench, layers, stock_values))
-        if strategy == "factored_norm":
+            stock_values = stock.values if stock is not None and not own_draw else None
+            checks.append(proof.check_magnitudes(ours, stock_values, references if fresh else None))
+        if bench.spec.strategy == "factored_norm":
             checks.append(_equal_with_noise(proof.dora_magnitudes(model)))
-    if stock_logits is not None and our_logits is not None:
-        checks.append(
-            proof.check_logits(our_logits, stock_logits, proof.logits(bench.model, bench.input_ids, bench.base))
-        )
-    else:
-        detail = f"not run: a forward pass with this adapter needs {need} bytes beside the model, and {free} are free"
-        checks.append(Check("logits_equal", False, detail))
+        if stock is None or our_logits is None:
+            detail = (
+                f"not run: a forward pass with this adapter needs {need} bytes beside the model, and {free} are free"
+            )
+            checks.append(Check("logits_equal", False, detail))
+        else:
+            exact = reference_logits if fresh and layers else None
+            checks.append(proof.check_logits(our_logits, stock.logits, stock.base_logits, exact))
     return checks
 
 
-def _magnitudes_equal(
-    bench: Bench, layers: Mapping[str, Magnitude], stock_values: Mapping[str, Tensor] | None
-) -> Check:
-    """All modules' magnitudes; a saved adapter's come from its file, so they have no other reference than stock's."""
-    ours = {name: layer.values for name, layer in layers.items()}
-    if not isinstance(bench.spec.adapter, FreshAdapter):
-        return proof.check_magnitudes(ours, stock_values, None)
-    if bench.spec.strategy == "staged" and any(bool(layer.lora_b.any()) for layer in layers.values()):
-        # Another order of modules draws other random numbers, so stock's B is not this one.
-        stock_values = None
-    return proof.check_magnitudes(
-        ours, stock_values, lambda: {name: layer.reference() for name, layer in layers.items()}
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stock:
+    """What stock PEFT leaves: magnitudes by module, logits with noise in the adapter, and the bare model's logits."""
+
+    values: Mapping[str, Tensor]
+    logits: Tensor
+    base_logits: Tensor
+
+
+def _stock(bench: Bench) -> _Stock:
+    base_logits = _logits(bench, bench.model)
+    with bench.attached("proof: stock", "stock") as model:
+        values = {name: layer.values for name, layer in proof.dora_magnitudes(model).items()}
+        proof.perturb(model, bench.base, bench.spec.seed)
+        return _Stock(values, _logits(bench, model), base_logits)
+
+
+def _logits(bench: Bench, model: nn.Module) -> Tensor:
+    return proof.logits(model, bench.input_ids, bench.base, in_float32=bench.is_lora)
 
 
 def _equal_with_noise(layers: Mapping[str, Magnitude]) -> Check:
