@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import transformers_weight_conversion
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -202,7 +203,7 @@ def peft_config(
     try:
         return config_class(**values)
     except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise SpecError("adapter.options", f"{entry.label} refuses these fields: {_first_line(error)}") from None
+        raise SpecError("adapter.options", f"{entry.label} refuses these fields: {_one_line(error)}") from None
 
 
 def _target_fields(
@@ -286,10 +287,11 @@ def attach(
                     torch_device=str(model.device),
                     local_files_only=True,
                 )
-            return typing.cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=upcast))
+            with _names_taken_as_they_are():
+                return typing.cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=upcast))
     except (ValueError, TypeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
         label = catalog.adapter_type(str(PeftType(config.peft_type).value).lower()).label
-        raise SpecError("adapter", f"PEFT cannot attach {label} to this model: {_first_line(error)}") from error
+        raise SpecError("adapter", f"PEFT cannot attach {label} to this model: {_one_line(error)}") from error
 
 
 def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftConfig:
@@ -302,7 +304,7 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
         config = PeftConfig.from_pretrained(adapter.path)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise SpecError(
-            "adapter.path", f"{adapter.path} has no adapter_config.json that can be read ({_first_line(error)})"
+            "adapter.path", f"{adapter.path} has no adapter_config.json that can be read ({_one_line(error)})"
         ) from None
     wanted = getattr(config, "target_modules", None)
     if isinstance(wanted, str) and wanted != "all-linear":
@@ -311,6 +313,22 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
         except targets.TargetError as error:
             raise SpecError("adapter.path", f"the saved target modules do not fit: {error}") from None
     return config
+
+
+@contextlib.contextmanager
+def _names_taken_as_they_are() -> Iterator[None]:
+    """Keep PEFT from rewriting target names of mixture-of-experts models, for the time of the context.
+
+    PEFT reads ``gate_proj``, ``up_proj`` and ``down_proj`` as transformers 4's names of experts, which have been fused
+    since, and so cannot adapt layers that bear these names beside the experts (Qwen2-MoE's shared expert, dense first
+    layers). The names given here are those of the model as it is.
+    """
+    original = transformers_weight_conversion.convert_peft_config_for_transformers
+    transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.convert_peft_config_for_transformers = original
 
 
 @contextlib.contextmanager
@@ -328,7 +346,7 @@ def _reporting(config: PeftConfig, on_module: OnModule | None) -> Iterator[None]
         result = original(self, *arguments, **named)
         name = re.sub(r"\.base_layer\b", "", str(named.get("current_key", "")))
         parameter = named.get("parameter_name")
-        on_module(f"{name}.{parameter}" if parameter else name)
+        on_module(f"{name}.{parameter}" if parameter and not name.endswith(f".{parameter}") else name)
         return result
 
     tuner._create_and_replace = create_and_report
@@ -341,8 +359,8 @@ def _reporting(config: PeftConfig, on_module: OnModule | None) -> Iterator[None]
             tuner._create_and_replace = own
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:240]
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:240].rstrip(".")
 
 
 # --- putting the model back -------------------------------------------------------------------------------------------

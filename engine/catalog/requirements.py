@@ -44,7 +44,6 @@ class LocalModel:
     label: str
     config: Mapping[str, Any]
     model_type: str
-    has_safetensors: bool
 
 
 def model_facts(name: str) -> ModelEntry | LocalModel:
@@ -70,8 +69,7 @@ def model_facts(name: str) -> ModelEntry | LocalModel:
             f"model; the nearest that it can is {guess}"
         )
     folder = sources.local_folder(name)
-    has_safetensors = folder is None or any(folder.glob("*.safetensors"))
-    return LocalModel(name, folder.name if folder else name, config, model_type, has_safetensors)
+    return LocalModel(name, folder.name if folder else name, config, model_type)
 
 
 @functools.cache
@@ -116,8 +114,11 @@ def _weight_problems(spec: InitSpec, facts: ModelEntry | LocalModel | None) -> I
         return
     if isinstance(facts, ModelEntry):
         yield SpecError("weights", f"{facts.id} is bundled without weights; use synthetic, or a local folder or hub id")
-    elif facts is not None and not facts.has_safetensors:
-        yield SpecError("weights", f"the folder {facts.id} has no .safetensors file; use synthetic")
+    elif facts is not None and not sources.has_safetensors(facts.id):
+        where = (
+            "has no .safetensors file" if sources.local_folder(facts.id) else "has no safetensors that can be read here"
+        )
+        yield SpecError("weights", f"{facts.id} {where}; use synthetic")
 
 
 def _device_problems(spec: InitSpec, devices: Sequence[Device]) -> Iterator[SpecError]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from engine.catalog.architectures import models
 from engine.catalog.lookup import nearest
 
 HUB_TIMEOUT_S = 5.0
+# A page asks again with every keystroke.
+_REMEMBER_S = 60
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -78,6 +81,17 @@ def weights_source(name: str) -> tuple[str, bool]:
     return (str(folder), True) if folder is not None else (name, False)
 
 
+def has_safetensors(name: str) -> bool:
+    """Whether a model folder or hub id has weights as safetensors; asks the hub what its local cache does not hold."""
+    folder = local_folder(name)
+    if folder is not None:
+        return any(folder.glob("*.safetensors"))
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if any(_cached_hub_file(name, file) for file in files):
+        return True
+    return any(_why_not_reachable(name, file, int(time.monotonic() // _REMEMBER_S)) is None for file in files)
+
+
 def _hub_file(name: str, file: str) -> Path:
     cached = _cached_hub_file(name, file)
     return cached if cached is not None else _download(name, file)
@@ -90,37 +104,40 @@ def _cached_hub_file(name: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-@functools.lru_cache(maxsize=64)
-def _failed(name: str, file: str, minute: int) -> list[str]:
-    """A slot that remembers a failed download for a minute, so that a page does not wait for every keystroke."""
-    return []
-
-
 def _download(name: str, file: str) -> Path:
-    import time
-
+    sentence = _why_not_reachable(name, file, int(time.monotonic() // _REMEMBER_S))
+    if sentence:
+        raise SourceError(sentence)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
-    memory = _failed(name, file, int(time.monotonic() // 60))
-    if memory:
-        raise SourceError(memory[0])
     try:
         return Path(hf_hub_download(name, file, etag_timeout=HUB_TIMEOUT_S))
-    except GatedRepoError:
-        sentence = f"the hub repository {name} is gated; accept its licence there and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        sentence = f"the hub has no repository {name} that can be read without logging in"
-    except LocalEntryNotFoundError:
-        sentence = f"{name} is not in the local hub cache and the hub cannot be reached"
-    except EntryNotFoundError:
-        sentence = f"the hub repository {name} has no {file}"
-    except Exception as error:  # any failure of the network stack means the same to the reader
-        sentence = f"{name} is not in the local hub cache and the hub cannot be reached ({type(error).__name__})"
-    memory.append(sentence)
-    raise SourceError(sentence)
+    except Exception as error:  # any failure of the network or the disk means the same to the reader
+        raise SourceError(f"{file} of {name} cannot be downloaded ({type(error).__name__})") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _why_not_reachable(name: str, file: str, period: int) -> str | None:
+    """One sentence when the hub does not hand out this file, remembered for a while (``period`` counts them).
+
+    Asked once and with a short time limit: the hub library itself tries five times, for half a minute.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    unreachable = f"{name} is not in the local hub cache and the hub cannot be reached"
+    if constants.HF_HUB_OFFLINE:
+        return unreachable
+    try:
+        answer = get_session().head(hf_hub_url(name, file), headers=build_hf_headers(), timeout=HUB_TIMEOUT_S)
+    except Exception:  # any failure of the network means the same to the reader
+        return unreachable
+    if answer.status_code < 400:
+        return None
+    if answer.headers.get("X-Error-Code") == "GatedRepo":
+        return f"the hub repository {name} is gated; accept its licence there and log in with `hf auth login`"
+    if answer.headers.get("X-Error-Code") == "EntryNotFound":
+        return f"the hub repository {name} has no {file}"
+    if answer.status_code in (401, 403, 404):
+        return f"the hub has no repository {name} that can be read without logging in"
+    return f"{name} is not in the local hub cache and the hub answers with status {answer.status_code}"

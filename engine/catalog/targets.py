@@ -7,7 +7,9 @@ never handed to PEFT: names are. Imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import regex
@@ -16,7 +18,7 @@ from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup, all_module_names
 
 PRESETS: tuple[str, ...] = ("all-linear", "attention", "qk", "qv", "mlp", "lm_head")
-REGEX_TIME_LIMIT_S = 0.25
+REGEX_TIME_LIMIT_S = 0.15
 REGEX_LENGTH_LIMIT = 2000
 
 _LINEAR_KINDS = ("Linear", "Conv1D", "experts")
@@ -109,22 +111,12 @@ def _matches_nothing(entry: str, groups: Sequence[ModuleGroup], model_label: str
     # A name with dots is compared with full names and group names, a plain one with group names only.
     known = {group.name for group in groups} | ({*all_module_names(groups)} if "." in entry else set())
     guess = nearest(entry, sorted(known))
-    return f'"{entry}" matches nothing in {model_label}' + (f"; the nearest is {guess}" if guess else "")
+    return f'"{entry[:80]}" matches nothing in {model_label}' + (f"; the nearest is {guess}" if guess else "")
 
 
 def _full_matches(groups: Sequence[ModuleGroup], pattern: str, model_label: str) -> list[str]:
     """Full names that the person's regular expression matches from end to end, within the time limit."""
-    if len(pattern) > REGEX_LENGTH_LIMIT:
-        raise TargetError(
-            f"the regular expression has {len(pattern)} characters; at most {REGEX_LENGTH_LIMIT} are taken"
-        )
-    try:
-        expression = regex.compile(pattern)
-    except regex.error as error:
-        place = f" at position {error.pos}" if error.pos is not None else ""
-        raise TargetError(f'"{pattern}" is not a regular expression: {error.msg}{place}') from None
-    except (RecursionError, OverflowError, MemoryError):
-        raise TargetError(f'"{pattern[:80]}" is too deeply nested for a regular expression') from None
+    expression = _compiled(pattern)
     deadline = time.monotonic() + REGEX_TIME_LIMIT_S
     matched = []
     for name in all_module_names(groups):
@@ -148,6 +140,25 @@ def _full_matches(groups: Sequence[ModuleGroup], pattern: str, model_label: str)
             f'give the list ["{pattern}"] or the expression ".*\\.{pattern}"'
         )
     raise TargetError(_matches_nothing(pattern, groups, model_label))
+
+
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    if len(pattern) > REGEX_LENGTH_LIMIT:
+        raise TargetError(
+            f"the regular expression has {len(pattern)} characters; at most {REGEX_LENGTH_LIMIT} are taken"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Compiled by Python's own module first, as PEFT would: only what that knows is taken, so no recursion or
+            # fuzzy matching. Matched with the one that can be stopped.
+            re.compile(pattern)
+            return regex.compile(pattern)
+    except (re.error, regex.error) as error:
+        place = f" at position {error.pos}" if error.pos is not None else ""
+        raise TargetError(f'"{pattern[:80]}" is not a regular expression: {error.msg}{place}') from None
+    except (RecursionError, OverflowError, MemoryError):
+        raise TargetError(f'"{pattern[:80]}" is too deeply nested or too large for a regular expression') from None
 
 
 def _narrow(groups: Sequence[ModuleGroup], matched: Iterable[str]) -> Targets:

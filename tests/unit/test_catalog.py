@@ -12,10 +12,22 @@ from engine import catalog
 from engine.catalog import ModuleGroup
 from engine.spec import InitSpec, SpecError, parse_spec
 
-REQUIRED_MODELS = (
-    "tiny-test minimind-26m smollm2-135m qwen2.5-0.5b tinyllama-1.1b llama-3.2-1b llama-3.2-3b qwen3-8b mistral-7b "
-    "llama-3.1-8b gemma-2-9b mixtral-8x7b llama-3.3-70b gpt2"
-).split()
+REQUIRED_MODELS = [
+    "tiny-test",
+    "minimind-26m",
+    "smollm2-135m",
+    "qwen2.5-0.5b",
+    "tinyllama-1.1b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "qwen3-8b",
+    "mistral-7b",
+    "llama-3.1-8b",
+    "gemma-2-9b",
+    "mixtral-8x7b",
+    "llama-3.3-70b",
+    "gpt2",
+]
 
 
 def options(type_id: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +228,7 @@ def test_stock_is_the_first_of_the_eight_init_strategies() -> None:
     names = [strategy.id for strategy in catalog.strategies("init")]
     assert names[0] == "stock"
     assert set(names) == set(
-        "stock zero_b_norm factored_norm batched_norm staged deferred gpu_offload gpu_then_cpu".split()
+        ["stock", "zero_b_norm", "factored_norm", "batched_norm", "staged", "deferred", "gpu_offload", "gpu_then_cpu"]
     )
     assert catalog.strategies("inspect") == ()
 

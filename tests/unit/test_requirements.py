@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +41,54 @@ def write_model(folder: Path, **config: Any) -> str:
 
 def write_adapter(folder: Path, weights: bool = True, **config: Any) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], **config}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], **config})
+    )
     if weights:
         (folder / "adapter_model.safetensors").write_bytes(b"")
     return str(folder)
 
 
+class Hub(BaseHTTPRequestHandler):
+    """A hub that answers every request with the status and error code of its server."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.send_header("X-Error-Code", self.server.code)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub cache of its own, and a hub address at which nothing answers."""
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
+    """A hub on this machine with a cache of its own."""
+    from huggingface_hub import constants
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    use_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    assert constants.ENDPOINT.endswith(str(server.server_port))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    sources._why_not_reachable.cache_clear()
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub cache of its own, and a hub address at which nothing answers."""
+    use_hub(monkeypatch, tmp_path, "http://127.0.0.1:9")
 
 
 def test_every_bundled_model_can_run_lora_and_dora_on_a_plain_machine() -> None:
@@ -71,7 +109,9 @@ def test_every_available_type_can_run_on_tiny_test() -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:
-    assert only({"model": "tinylama-1.1b"}).startswith("model: unknown model 'tinylama-1.1b'; the nearest is tinyllama-1.1b")
+    assert only({"model": "tinylama-1.1b"}).startswith(
+        "model: unknown model 'tinylama-1.1b'; the nearest is tinyllama-1.1b"
+    )
 
 
 def test_an_inspection_of_an_unknown_model_is_refused_too() -> None:
@@ -105,25 +145,39 @@ def test_a_local_folder_is_described_by_its_config(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "mine", model_type="llama")
     facts = model_facts(folder)
     assert isinstance(facts, LocalModel)
-    assert (facts.label, facts.model_type, facts.has_safetensors) == ("mine", "llama", False)
-    (tmp_path / "mine" / "model.safetensors").write_bytes(b"")
-    again = model_facts(folder)
-    assert isinstance(again, LocalModel)
-    assert again.has_safetensors
+    assert (facts.label, facts.model_type) == ("mine", "llama")
 
 
 def test_pretrained_weights_need_safetensors(tmp_path: Path) -> None:
     folder = write_model(tmp_path, model_type="llama")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert "has no .safetensors file" in only({"model": folder, "weights": "pretrained"})
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert found({"model": folder, "weights": "pretrained"}) == []
     assert "is bundled without weights" in only({"model": "gpt2", "weights": "pretrained"})
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_hub_id_without_network_is_refused() -> None:
+def test_a_hub_id_without_network_is_refused_at_once() -> None:
+    start_s = time.monotonic()
     assert only({"model": "nobody/no-such-model-here"}) == (
         "model: nobody/no-such-model-here is not in the local hub cache and the hub cannot be reached"
     )
+    assert time.monotonic() - start_s < sources.HUB_TIMEOUT_S + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (401, "GatedRepo", "is gated"),
+        (404, "EntryNotFound", "has no config.json"),
+        (404, "RepoNotFound", "the hub has no repository some/one"),
+        (503, "", "the hub answers with status 503"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(hub: Any, status: int, code: str, expected: str) -> None:
+    hub.status, hub.code = status, code
+    assert expected in only({"model": "some/one"})
 
 
 @pytest.mark.usefixtures("offline")
@@ -134,6 +188,9 @@ def test_a_hub_id_in_the_local_cache_needs_no_network(tmp_path: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     assert found({"model": "someone/cached"}) == []
+    assert "no safetensors that can be read here" in only({"model": "someone/cached", "weights": "pretrained"})
+    (repository / "snapshots" / commit / "model.safetensors").write_bytes(b"")
+    assert found({"model": "someone/cached", "weights": "pretrained"}) == []
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "../x/y", "a b/c", "owner/", "-x/y", "a/..", "https://hub/x"])
@@ -215,7 +272,9 @@ def test_a_size_that_does_not_fit_the_layers_is_refused_with_one_that_does() -> 
 
 
 def test_a_rank_that_its_divisor_does_not_divide_is_refused() -> None:
-    assert "must be a multiple of gralora_k (2)" in only({"model": "tiny-test", "adapter": {"type": "gralora", "rank": 9}})
+    assert "must be a multiple of gralora_k (2)" in only(
+        {"model": "tiny-test", "adapter": {"type": "gralora", "rank": 9}}
+    )
 
 
 def test_targets_of_an_unknown_model_are_checked_once_its_groups_are_known(tmp_path: Path) -> None:
@@ -250,7 +309,11 @@ def test_zero_b_norm_needs_b_to_be_zero(value: Any, works: bool) -> None:
 
 
 def test_a_saved_adapter_that_fits_is_taken(tmp_path: Path) -> None:
-    spec = {"model": "tiny-test", "adapter": {"path": write_adapter(tmp_path, use_dora=True)}, "strategy": "zero_b_norm"}
+    spec = {
+        "model": "tiny-test",
+        "adapter": {"path": write_adapter(tmp_path, use_dora=True)},
+        "strategy": "zero_b_norm",
+    }
     assert found(spec) == []
 
 

@@ -34,7 +34,9 @@ def test_what_was_left_out_and_what_was_written_out_have_one_hash() -> None:
     short = parse_spec({"model": "tiny-test"})
     long = parse_spec(canonical_json(short))
     assert spec_hash(short) == spec_hash(long)
-    assert spec_hash(short) == spec_hash(parse_spec({"model": "tiny-test", "adapter": {"options": {"use_dora": False}}}))
+    assert spec_hash(short) == spec_hash(
+        parse_spec({"model": "tiny-test", "adapter": {"options": {"use_dora": False}}})
+    )
 
 
 def test_the_order_of_target_modules_does_not_change_the_hash() -> None:
@@ -90,10 +92,16 @@ def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: p
         ({"model": "m", "train": {}}, "train: is not a field of this spec"),
         ({"model": "m", "dtype": "int8"}, "dtype: "),
         ({"model": "m", "device": "gpu"}, "device: must be cpu, mps or cuda:N, not 'gpu'"),
-        ({"model": "m", "strategy": "zero_norm"}, "strategy: unknown init strategy 'zero_norm'; the nearest is zero_b_norm"),
+        (
+            {"model": "m", "strategy": "zero_norm"},
+            "strategy: unknown init strategy 'zero_norm'; the nearest is zero_b_norm",
+        ),
         ({"model": "m", "repeats": 0}, "repeats: "),
         ({"model": "m", "timeout_s": float("inf")}, "timeout_s: must be a finite number, not inf"),
-        ({"model": "m", "adapter": {"type": "loora"}}, "adapter.type: unknown adapter type 'loora'; the nearest is lora"),
+        (
+            {"model": "m", "adapter": {"type": "loora"}},
+            "adapter.type: unknown adapter type 'loora'; the nearest is lora",
+        ),
         ({"model": "m", "adapter": {"rank": 0}}, "adapter.rank: "),
         ({"model": "m", "adapter": {"rank": "x"}}, "adapter.rank: "),
         ({"model": "m", "adapter": {"alpha": float("inf")}}, "adapter.alpha: must be a finite number, not inf"),
