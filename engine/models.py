@@ -71,6 +71,8 @@ def build_meta(
     except ImportError as error:
         raise SpecError("attention", f"{attention} cannot be used here ({_one_line(error)})") from None
     except Exception as error:  # what impossible sizes raise depends on the model's own code
+        if "attention implementation" in str(error):
+            raise SpecError("attention", f"{name} has no {attention}; use eager") from None
         raise SpecError("model", f"{name} cannot be built as a causal language model ({_one_line(error)})") from None
     # init_empty_weights replaces parameters one by one, which parts tied ones.
     model.tie_weights()

@@ -172,7 +172,7 @@ def test_pretrained_weights_are_those_in_the_folder(tmp_path: Path) -> None:
     [
         ("gpt2", {"weights": "pretrained"}, "weights: gpt2 is bundled without weights"),
         ("gtp2", {}, "model: unknown model 'gtp2'; the nearest is gpt2"),
-        ("gemma-2-9b", {"attention": "sdpa"}, "cannot be built"),
+        ("gemma-2-9b", {"attention": "sdpa"}, "attention: gemma-2-9b has no sdpa; use eager"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(model: str, fields: dict[str, Any], expected: str) -> None:
