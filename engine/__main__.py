@@ -37,7 +37,8 @@ class BadInput(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("engine").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder_of_this_session() -> Iterator[None]:
+    """Give the tests and their processes a temporary folder, and so device locks, of their own.
+
+    The locks are host-wide on purpose; a measurement that somebody runs beside the tests must not hold these up. The
+    path is short, because addresses of sockets in it may have no more than 108 characters.
+    """
+    folder, before = tempfile.mkdtemp(prefix="lab-"), os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    yield
+    tempfile.tempdir = None
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def document_without_result(
 ) -> dict[str, Any]:
     """The result document of a run whose worker could not write one, with the peak and the samples seen so far."""
     state, text = ending
-    metrics = ()
+    metrics: tuple[Metric, ...] = ()
     if worker is not None and state == "out_of_memory":
         metrics = (Metric("peak_rss_bytes", "bytes", float(worker.peak_rss_anon_bytes)),)
     return Result(

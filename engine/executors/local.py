@@ -60,10 +60,10 @@ class LocalWorker:
     def is_alive(self) -> bool:
         """Whether the process still runs. Once it does not, ``exit_code`` is set if the system told us."""
         if self._process is not None:
+            # The fork server tells how its child ended, a moment after it did; an adopted worker has nobody to tell.
             self._process.join(timeout=0)
-            if self._process.exitcode is not None:
-                self.exit_code = self._process.exitcode
-                return False
+            self.exit_code = self._process.exitcode
+            return self.exit_code is None
         return is_same_process(self.pid, self.process_start_s)
 
     def progress(self) -> Progress | None:
@@ -81,7 +81,7 @@ class LocalWorker:
         memory = read_process_memory(self.pid)
         if memory is None:
             return
-        phase = self._progress.phase if self._progress else ""
+        phase = self._progress.phase if self._progress else "starting"
         time_s = round(self.age_s, 3)
         for category, size_bytes in (("anonymous", memory.rss_anon_bytes), ("file-backed", memory.rss_file_bytes)):
             if size_bytes is not None:
@@ -111,8 +111,9 @@ class LocalExecutor:
 
     def __init__(self, start_method: StartMethod = "forkserver") -> None:
         self.start_method = start_method
-        self._context = multiprocessing.get_context(start_method)
-        if isinstance(self._context, multiprocessing.context.ForkServerContext):
+        # Typed loosely: the context classes share their methods but not a base class that declares them.
+        self._context: Any = multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
             self._context.set_forkserver_preload(["engine.preload"])
 
     def start(self) -> list[Device]:

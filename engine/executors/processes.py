@@ -29,7 +29,9 @@ def process_start_s(pid: int) -> float | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if os.path.isdir("/proc/self") else _start_without_proc_s(pid)
-    return None if fields[0] in "ZX" else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    # A zombie leader whose threads are still ending holds its files, and so its device lock.
+    ended = fields[0] in "ZX" and int(fields[17]) <= 1
+    return None if ended else int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _start_without_proc_s(pid: int) -> float | None:

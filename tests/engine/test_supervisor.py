@@ -67,7 +67,7 @@ def enqueue(database: Database, **fields: Any) -> int:
 
 
 def enqueue_long(database: Database) -> int:
-    return enqueue(database, model="minimind-26m", repeats=100, adapter={"options": {"use_dora": True}})
+    return enqueue(database, model="minimind-26m", repeats=100)
 
 
 def enqueue_inspection(database: Database) -> int:
@@ -97,6 +97,12 @@ def state(database: Database, run_id: int) -> str:
     return detail(database, run_id).state
 
 
+def end_of(database: Database, run_id: int, wait: Wait, timeout_s: float = 30.0) -> Any:
+    """The run once it has ended, however it ended."""
+    wait(lambda: state(database, run_id) not in ("queued", "running"), f"run {run_id} ends", timeout_s)
+    return detail(database, run_id)
+
+
 def worker_of(database: Database, run_id: int, wait: Wait) -> tuple[int, float]:
     """Pid and start of a run's worker once its job is under way."""
     wait(
@@ -110,7 +116,7 @@ def worker_of(database: Database, run_id: int, wait: Wait) -> tuple[int, float]:
 def test_a_queued_run_is_measured_and_kept(database: Database, supervise: Start, eventually: Wait) -> None:
     run_id = enqueue(database)
     supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "the run succeeds")
+    assert end_of(database, run_id, eventually).state == "succeeded"
     row = detail(database, run_id)
     assert {metric.name for metric in row.metrics} >= {"init_time_s", "adapter_parameters", "init_peak_extra_bytes"}
     assert {sample.source for sample in row.samples} == {"process", "tensors"}
@@ -125,9 +131,9 @@ def test_a_killed_worker_ends_its_run_as_lost_and_the_next_run_goes_on(
     supervise()
     pid, _ = worker_of(database, killed, eventually)
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: state(database, killed) == "lost", "the run is lost")
+    assert end_of(database, killed, eventually).state == "lost"
     assert "SIGKILL" in detail(database, killed).error_text
-    eventually(lambda: state(database, following) == "succeeded", "the next run succeeds")
+    assert end_of(database, following, eventually).state == "succeeded"
 
 
 def test_a_restarted_supervisor_adopts_the_worker_and_keeps_its_result(
@@ -140,7 +146,7 @@ def test_a_restarted_supervisor_adopts_the_worker_and_keeps_its_result(
     first.wait()
     assert is_same_process(*identity), "the worker outlives its supervisor"
     supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "the adopted run succeeds", 60)
+    assert end_of(database, run_id, eventually, 120).state == "succeeded"
     assert detail(database, run_id).worker_pid == identity[0], "it was not measured again"
 
 
@@ -154,7 +160,7 @@ def test_a_run_whose_worker_and_supervisor_both_died_is_lost(
     first.wait()
     os.kill(pid, signal.SIGKILL)
     supervise()
-    eventually(lambda: state(database, run_id) == "lost", "the run is lost")
+    assert end_of(database, run_id, eventually).state == "lost"
 
 
 def test_a_worker_that_finished_without_a_supervisor_is_collected(
@@ -165,9 +171,9 @@ def test_a_worker_that_finished_without_a_supervisor_is_collected(
     identity = worker_of(database, run_id, eventually)
     first.kill()
     first.wait()
-    eventually(lambda: not is_same_process(*identity), "the worker finishes alone", 60)
+    eventually(lambda: not is_same_process(*identity), "the worker finishes alone", 120)
     supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "its result is collected")
+    assert end_of(database, run_id, eventually).state == "succeeded"
 
 
 def test_stopping_the_supervisor_leaves_its_worker_to_the_next(
@@ -180,7 +186,7 @@ def test_stopping_the_supervisor_leaves_its_worker_to_the_next(
     assert first.wait(timeout=10) == 0
     assert is_same_process(*identity)
     supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "the adopted run succeeds", 60)
+    assert end_of(database, run_id, eventually, 120).state == "succeeded"
 
 
 def test_cancelling_a_running_run_ends_its_process(database: Database, supervise: Start, eventually: Wait) -> None:
@@ -189,7 +195,7 @@ def test_cancelling_a_running_run_ends_its_process(database: Database, supervise
     identity = worker_of(database, run_id, eventually)
     with database.writing() as db:
         queue.request_cancel(db, [run_id])
-    eventually(lambda: state(database, run_id) == "cancelled", "the run is cancelled", 5)
+    assert end_of(database, run_id, eventually, 5).state == "cancelled"
     assert not is_same_process(*identity)
 
 
@@ -198,7 +204,7 @@ def test_a_run_over_its_memory_limit_is_a_result_with_its_peak(
 ) -> None:
     run_id = enqueue(database, model="smollm2-135m", repeats=50, memory_limit_bytes=64 * 2**20)
     supervise()
-    eventually(lambda: state(database, run_id) == "out_of_memory", "the run ends out of memory")
+    assert end_of(database, run_id, eventually).state == "out_of_memory"
     peaks = [metric.value for metric in detail(database, run_id).metrics if metric.name == "peak_rss_bytes"]
     assert len(peaks) == 1
     assert peaks[0] > 64 * 2**20
@@ -207,13 +213,13 @@ def test_a_run_over_its_memory_limit_is_a_result_with_its_peak(
 def test_a_run_past_its_timeout_ends_as_timed_out(database: Database, supervise: Start, eventually: Wait) -> None:
     run_id = enqueue(database, model="minimind-26m", repeats=100, timeout_s=0.5)
     supervise()
-    eventually(lambda: state(database, run_id) == "timed_out", "the run times out")
+    assert end_of(database, run_id, eventually).state == "timed_out"
 
 
 def test_two_supervisors_on_one_home_are_one_too_many(database: Database, supervise: Start, eventually: Wait) -> None:
     run_id = enqueue(database)
     supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "the first serves")
+    assert end_of(database, run_id, eventually).state == "succeeded"
     second = supervise()
     assert second.wait(timeout=30) == 1
 
@@ -225,7 +231,7 @@ def test_measured_runs_on_one_device_never_overlap_and_requests_go_ahead(
     inspection = enqueue_inspection(database)
     supervise()
     everything = [*measured, inspection]
-    eventually(lambda: {state(database, run_id) for run_id in everything} == {"succeeded"}, "all succeed", 60)
+    assert {end_of(database, run_id, eventually).state for run_id in everything} == {"succeeded"}
     rows = sorted((detail(database, run_id) for run_id in measured), key=lambda row: row.claimed_at)
     for earlier, later in itertools.pairwise(rows):
         assert earlier.finished_at <= later.claimed_at
@@ -247,7 +253,7 @@ def test_no_fork_server_is_left_when_the_supervisor_is_killed(
 
     run_id = enqueue(database)
     process = supervise()
-    eventually(lambda: state(database, run_id) == "succeeded", "the supervisor is warm")
+    assert end_of(database, run_id, eventually).state == "succeeded"
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "a fork server runs below the supervisor"
     process.kill()
