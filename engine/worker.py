@@ -21,7 +21,7 @@ from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
-from engine.spec import InspectSpec, Spec, parse_spec, spec_hash
+from engine.spec import MEASURED_KINDS, InspectSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
 PROGRESS_FILE = "progress.json"
@@ -99,6 +99,7 @@ class _ProgressFile:
 
 def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
     """Run the job and turn whatever happens into a result; only the process's death is not one."""
+    from engine.measure.disturbance import BackgroundCpu
     from engine.measure.environment import environment
 
     document = spec.model_dump(mode="json")
@@ -112,9 +113,12 @@ def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
         _prepare_process(spec)
         from engine.jobs import run_job
 
-        outcome = run_job(spec, report)
+        with BackgroundCpu() as background:
+            outcome = run_job(spec, report)
         metrics, checks, samples = tuple(outcome.metrics), tuple(outcome.checks), tuple(outcome.samples)
         inspection = outcome.inspection
+        if background.share is not None and spec.kind in MEASURED_KINDS:
+            metrics += (Metric("background_cpu_share", "share", background.share),)
     except BaseException as problem:
         traceback.print_exc()
         state = "out_of_memory" if _is_out_of_memory(problem) else "failed"

@@ -63,6 +63,27 @@ def test_a_worker_leaves_a_whole_result_and_a_log(executor: LocalExecutor, tmp_p
     assert (tmp_path / "run" / worker_module.LOG_FILE).read_text()
 
 
+def test_what_else_used_the_cpu_is_recorded_as_a_share(
+    executor: LocalExecutor, tmp_path: Path, eventually: Wait
+) -> None:
+    def share(folder: str) -> float:
+        document = {**QUICK, "model": "minimind-26m", "repeats": 20}
+        result = run_to_its_end(executor, document, tmp_path / folder, eventually).collect()
+        assert result is not None
+        return next(m["value"] for m in result["metrics"] if m["name"] == "background_cpu_share")
+
+    quiet = share("quiet")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        disturbed = share("disturbed")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert 0 <= quiet <= 1
+    assert disturbed > 0.2
+
+
 def test_a_job_that_raises_is_a_failed_result_with_one_sentence(
     executor: LocalExecutor, tmp_path: Path, eventually: Wait
 ) -> None:
