@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,21 +12,21 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def temporary_folder_of_this_session() -> Iterator[None]:
+def temporary_folder_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the tests and their processes a temporary folder, and so device locks, of their own.
 
     The locks are host-wide on purpose; a measurement that somebody runs beside the tests must not hold these up. The
-    path is short, because addresses of sockets in it may have no more than 108 characters.
+    name is short, because addresses of sockets in it may have no more than 108 characters. pytest removes it later:
+    processes may use it until the very end.
     """
-    folder, before = tempfile.mkdtemp(prefix="lab-"), os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("t"))
     yield
     tempfile.tempdir = None
     if before is None:
         del os.environ["TMPDIR"]
     else:
         os.environ["TMPDIR"] = before
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
