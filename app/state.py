@@ -75,6 +75,11 @@ def free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def cores() -> int:
+    """CPU cores that this process, and so a worker, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def zone() -> tzinfo | None:
     """The reader's time zone as the browser tells it; the server's own where it does not."""
     name = st.context.timezone

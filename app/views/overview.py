@@ -14,11 +14,11 @@ LORA, DORA = "LoRA · Stock PEFT", "DoRA · Stock PEFT"
 
 
 @st.fragment(run_every=1)
-def live_progress() -> None:
-    """The first sweep while it runs, read from the database at every tick."""
+def live_progress(ended: int) -> None:
+    """The first sweep while it runs, read from the database at every tick; each run that ends redraws the chart."""
     with state.database().reading() as session:
         current = first_sweep.latest(session)
-    if current is None or not current.is_active:
+    if current is None or not current.is_active or current.ended != ended:
         st.rerun()
     else:
         first_sweep.progress_card(current)
@@ -99,7 +99,7 @@ with state.database().reading() as session:
 stored = [row for row in stored if row.origin == "local"]
 
 if sweep is not None and sweep.is_active:
-    live_progress()
+    live_progress(sweep.ended)
 elif not stored:
     first_sweep.empty_state(sweep)
 if not stored:

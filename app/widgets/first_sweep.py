@@ -18,9 +18,13 @@ from db.runs import RunRow
 from engine.spec import Spec, parse_spec
 
 SWEEP_NAME = "LoRA against DoRA"
-BIG_MODEL, SMALL_MODEL = "tinyllama-1.1b", "minimind-26m"
-BIG_MODEL_NEEDS_BYTES = 8 * 2**30
 REPEATS = 3
+# Model, and the cores and free bytes with which its four runs and their proofs end within a minute; largest first.
+MODELS: tuple[tuple[str, int, int], ...] = (
+    ("tinyllama-1.1b", 8, 8 * 2**30),
+    ("qwen2.5-0.5b", 2, 4 * 2**30),
+    ("minimind-26m", 0, 0),
+)
 
 _VARIANTS: tuple[tuple[dict[str, object], str], ...] = (
     ({}, "stock"),
@@ -42,6 +46,11 @@ class FirstSweep:
         return any(row.state in ("queued", "running") for row in self.runs)
 
     @property
+    def ended(self) -> int:
+        """How many of its runs have ended."""
+        return sum(row.state not in ("queued", "running") for row in self.runs)
+
+    @property
     def unsuccessful(self) -> list[RunRow]:
         """Its runs that ended without a result."""
         return [row for row in self.runs if row.state not in ("queued", "running", "succeeded")]
@@ -57,8 +66,12 @@ def latest(session: Session) -> FirstSweep | None:
 
 
 def chosen_model() -> str:
-    """The larger model where memory is free for it, as the difference shows better there."""
-    return BIG_MODEL if state.free_memory_bytes() >= BIG_MODEL_NEEDS_BYTES else SMALL_MODEL
+    """The largest model that this machine measures within a minute, as the difference shows better on larger ones."""
+    return next(
+        model
+        for model, cores, free_bytes in MODELS
+        if state.cores() >= cores and state.free_memory_bytes() >= free_bytes
+    )
 
 
 def specs(model: str) -> list[Spec]:
@@ -86,7 +99,7 @@ def empty_state(sweep: FirstSweep | None) -> None:
     with st.container(border=True, horizontal_alignment="center", gap="medium"):
         st.space("small")
         st.markdown(
-            "Nothing is measured yet: see in about half a minute how long LoRA and DoRA take to attach here, "
+            "Nothing is measured yet: see within a minute how long LoRA and DoRA take to attach here, "
             "and which strategy makes DoRA fast.",
             text_alignment="center",
         )
@@ -121,11 +134,10 @@ def unsuccessful_notes(sweep: FirstSweep) -> None:
 
 def progress_card(sweep: FirstSweep) -> None:
     """How far the sweep is: one bar for all of it, one line for each run."""
-    done = [row for row in sweep.runs if row.state not in ("queued", "running")]
     running = [row for row in sweep.runs if row.state == "running"]
     total = len(sweep.runs)
     # A run's phases each go from 0 to 1; counting the current one as half a run at most keeps the bar from going back.
-    share = (len(done) + (0.5 * progress.fraction_done(running[0]) if running else 0)) / total
+    share = (sweep.ended + (0.5 * progress.fraction_done(running[0]) if running else 0)) / total
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"**Measuring on {labels.model_label(sweep.runs[0].model)}**", width="content")
@@ -138,7 +150,7 @@ def progress_card(sweep: FirstSweep) -> None:
                     on_click=progress.cancel,
                     args=([row.id for row in sweep.runs],),
                 )
-        st.progress(share, text=f"{len(done)} of {total} runs measured")
+        st.progress(share, text=f"{sweep.ended} of {total} runs measured")
         for row in sweep.runs:
             name = formatting.plain(labels.variant_label(row.kind, row.adapter, row.strategy))
             line = f"{formatting.state_icon(row.state)} {name}"
