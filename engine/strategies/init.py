@@ -20,6 +20,7 @@ from peft.utils.integrations import check_deepspeed_zero3_enabled
 from torch import Tensor, nn
 
 from engine.strategies.deferred import defer
+from engine.strategies.overlap import OverlappedNorms
 from engine.strategies.patching import Inject, injection, replaced
 from engine.strategies.row_norms import row_norms, shifted_row_norms
 
@@ -51,6 +52,7 @@ def zero_b_norm() -> Iterator[None]:
     Raises:
         ValueError: one sentence, if an adapter is not DoRA or a module's B and A are both not zero.
     """
+    overlapped = OverlappedNorms()
 
     def set_magnitude(layer: DoraLinearLayer, base_layer: nn.Module, a: Tensor, b: Tensor, scaling: float) -> None:
         if not _is_zero(b) and not _is_zero(a):
@@ -58,9 +60,13 @@ def zero_b_norm() -> Iterator[None]:
                 "zero_b_norm needs an adapter whose B is zero, which init_lora_weights=True gives; "
                 "use factored_norm for this one"
             )
-        layer.weight = nn.Parameter(row_norms(_weight(base_layer), layer.fan_in_fan_out), requires_grad=True)
+        layer.weight = nn.Parameter(overlapped.norms(_weight(base_layer), layer.fan_in_fan_out), requires_grad=True)
 
-    with _dora_only("zero_b_norm"), _magnitudes_by(set_magnitude):
+    def around(inject: Inject, tuner: BaseTuner, model: nn.Module, adapter_name: str) -> None:
+        with overlapped:
+            inject()
+
+    with _dora_only("zero_b_norm"), injection(around), _magnitudes_by(set_magnitude):
         yield
 
 

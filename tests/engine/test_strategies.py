@@ -21,6 +21,7 @@ from engine.measure.tensors import TensorTracker
 from engine.strategies import init as strategies
 from engine.strategies import proof, row_norms
 from engine.strategies.deferred import is_pending
+from engine.strategies.overlap import OverlappedNorms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ON_CPU = ("zero_b_norm", "factored_norm", "batched_norm", "deferred", "staged")
@@ -256,6 +257,55 @@ def test_zero_b_norm_makes_no_full_size_temporary() -> None:
     with tracker:
         row_norms.row_norms(weight)
     assert tracker.peak_extra_bytes <= 2 * 2048 * weight.element_size()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_overlapped_norms_are_the_same_to_the_bit_and_leave_pytorchs_threads_alone(threads: int) -> None:
+    before = torch.get_num_threads()
+    weights = [torch.randn(300, 200).to(torch.bfloat16) for _ in range(20)]
+    overlapped = OverlappedNorms()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(2):
+            with overlapped:
+                found = [overlapped.norms(weight, False) for weight in weights]
+            assert torch.get_num_threads() == threads
+            assert all(
+                torch.equal(norms, row_norms.row_norms(weight)) for norms, weight in zip(found, weights, strict=True)
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_goes_wrong_beside_or_inside_the_overlap_is_raised_and_ends_it() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    overlapped = OverlappedNorms()
+    try:
+        with pytest.raises(IndexError, match="Dimension out of range"), overlapped:
+            overlapped.norms(torch.ones(5), False)
+        with pytest.raises(ZeroDivisionError), overlapped:
+            overlapped.norms(torch.ones(5, 5), False).numel() / 0
+        assert torch.get_num_threads() == 2
+        with overlapped:
+            norms = overlapped.norms(torch.ones(4, 4), False)
+        assert torch.equal(norms, torch.full((4,), 2.0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_memory_tracker_sees_what_the_overlap_would_have_done_elsewhere() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    weight = torch.randn(3000, 1000).to(torch.float16)
+    tracker = TensorTracker()
+    tracker.watch([weight], "given")
+    try:
+        with tracker, OverlappedNorms() as overlapped:
+            norms = overlapped.norms(weight, False)
+    finally:
+        torch.set_num_threads(before)
+    assert tracker.peak_extra_bytes > 2**18 > norms.nbytes
 
 
 # --- deferred ---------------------------------------------------------------------------------------------------------
