@@ -168,8 +168,10 @@ def tensor_memory(frame: pd.DataFrame, *, title: str = "Live tensors while attac
     """
     figure = go.Figure()
     table = frame.pivot_table(index="time_s", columns="category", values="bytes", aggfunc="max").ffill().fillna(0)
-    still = [name for name in table.columns if name in BARE_MODEL and table[name].nunique() == 1]
+    still = [name for name in table.columns if name in BARE_MODEL and _settles(table[name])]
     if 0 < len(still) < len(table.columns):
+        # The tracker first counts the model's tensors one by one; attaching begins when it has them all.
+        table = table.loc[max(table[name].idxmax() for name in still) :]
         title = f"{title}, on top of the model's {formatting.size(float(table[still].iloc[0].sum()))}"
         table = table.drop(columns=still)
     unit, unit_bytes = formatting.byte_unit(float(table.sum(axis=1).max()))
@@ -194,8 +196,13 @@ def tensor_memory(frame: pd.DataFrame, *, title: str = "Live tensors while attac
     return figure
 
 
+def _settles(series: pd.Series) -> bool:
+    """Whether a category reaches its most and stays there."""
+    return bool(series.loc[series.idxmax() :].nunique() == 1)
+
+
 def process_memory(frame: pd.DataFrame, *, title: str = "Memory of the process") -> go.Figure:
-    """The process's memory over the run as seen from outside, one line per kind, phases named along the top.
+    """The process's memory over the run as seen from outside, one line per kind; hovering tells the phase.
 
     Args:
         frame: ``time_s``, ``phase``, ``category``, ``bytes``.
@@ -208,6 +215,7 @@ def process_memory(frame: pd.DataFrame, *, title: str = "Memory of the process")
         figure.add_scatter(
             x=rows["time_s"],
             y=rows["bytes"] / unit_bytes,
+            customdata=rows["phase"],
             name=str(name),
             mode="lines+markers" if len(rows) < 3 else "lines",
             line={
@@ -215,7 +223,7 @@ def process_memory(frame: pd.DataFrame, *, title: str = "Memory of the process")
                 "dash": dashes[position % len(dashes)],
                 "color": formatting.PALETTE[position % len(formatting.PALETTE)],
             },
-            hovertemplate=f"{name} %{{y:.3~g}} {unit}<extra></extra>",
+            hovertemplate=f"{name} %{{y:.3~g}} {unit} (%{{customdata}})<extra></extra>",
         )
     _finish(figure, f"{title}, {unit}, lower is better", height_px=320)
     _legend(figure, hover=True)

@@ -172,7 +172,7 @@ def what_went_wrong(run: RunDetail) -> None:
             "Checks below says which.",
             icon=":material/rule:",
         )
-    if run.background_cpu_share is not None and run.background_cpu_share > 0.1:
+    if run.background_cpu_share is not None and run.background_cpu_share > frames.DISTURBED_SHARE:
         st.warning(
             f"Disturbed: other processes used {formatting.share(run.background_cpu_share)} of the CPU meanwhile.",
             icon=":material/noise_aware:",

@@ -134,10 +134,11 @@ def unsuccessful_notes(sweep: FirstSweep) -> None:
 
 def progress_card(sweep: FirstSweep) -> None:
     """How far the sweep is: one bar for all of it, one line for each run."""
-    running = [row for row in sweep.runs if row.state == "running"]
     total = len(sweep.runs)
-    # A run's phases each go from 0 to 1; counting the current one as half a run at most keeps the bar from going back.
-    share = (sweep.ended + (0.5 * progress.fraction_done(running[0]) if running else 0)) / total
+    # What a run has done of building its model is left out: its first guess of what is left would take it back.
+    now_s = state.now_s()
+    measuring = [row for row in sweep.runs if row.state == "running" and (row.progress or {}).get("eta_s") is not None]
+    share = (sweep.ended + sum(progress.fraction_done(row, now_s) for row in measuring)) / total
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"**Measuring on {labels.model_label(sweep.runs[0].model)}**", width="content")
@@ -150,13 +151,19 @@ def progress_card(sweep: FirstSweep) -> None:
                     on_click=progress.cancel,
                     args=([row.id for row in sweep.runs],),
                 )
-        st.progress(share, text=f"{sweep.ended} of {total} runs measured")
-        for row in sweep.runs:
-            name = formatting.plain(labels.variant_label(row.kind, row.adapter, row.strategy))
-            line = f"{formatting.state_icon(row.state)} {name}"
-            if row.state == "running":
-                st.markdown(f"{line} · :gray[{progress.phase_text(row, state.now_s())}]")
-            elif row.state == "queued":
-                st.markdown(f":gray[{line}]")
-            else:
-                st.markdown(f":{formatting.state_colour(row.state)}[{formatting.state_icon(row.state)}] {name}")
+        st.progress(min(share, 1.0), text=f"{sweep.ended} of {total} runs measured")
+        with st.container(gap="xsmall"):
+            run_lines(sweep)
+
+
+def run_lines(sweep: FirstSweep) -> None:
+    """One line for each run, with what the running one does now."""
+    for row in sweep.runs:
+        name = formatting.plain(labels.variant_label(row.kind, row.adapter, row.strategy))
+        line = f"{formatting.state_icon(row.state)} {name}"
+        if row.state == "running":
+            st.markdown(f"{line} · :gray[{progress.phase_text(row, state.now_s())}]")
+        elif row.state == "queued":
+            st.markdown(f":gray[{line}]")
+        else:
+            st.markdown(f":{formatting.state_colour(row.state)}[{formatting.state_icon(row.state)}] {name}")

@@ -11,6 +11,8 @@ from db.runs import MetricValue, RunRow
 
 INIT_TIME = "init_time_s"
 PEAK_EXTRA = "init_peak_extra_bytes"
+# Runs disturbed beyond this share of the CPU are marked.
+DISTURBED_SHARE = 0.1
 CHART_METRICS = (INIT_TIME, PEAK_EXTRA)
 
 
@@ -122,7 +124,7 @@ def problem_sentence(row: RunRow) -> str | None:
         return row.error_text
     if row.failed_checks:
         return f"{row.failed_checks} of its checks did not pass"
-    if row.background_cpu_share is not None and row.background_cpu_share > 0.1:
+    if row.background_cpu_share is not None and row.background_cpu_share > DISTURBED_SHARE:
         return f"Disturbed: other processes used {row.background_cpu_share * 100:.0f} % of the CPU meanwhile"
     return None
 

@@ -27,9 +27,13 @@ def supervisor_badge() -> None:
     st.badge(text, icon=icon, color=colour)  # type: ignore[arg-type]
 
 
-def fraction_done(row: RunRow) -> float:
-    """How much of the current phase is done, from 0 to 1."""
+def fraction_done(row: RunRow, now_s: float) -> float:
+    """How much of a running run is done, from 0 to 1: by the job's own guess of what is left, before that by its phase."""
     progress = row.progress or {}
+    left_s, started_at = progress.get("eta_s"), row.started_at or row.claimed_at
+    if left_s is not None and started_at is not None:
+        elapsed_s = max(now_s - started_at, 0.0)
+        return elapsed_s / (elapsed_s + left_s) if elapsed_s + left_s > 0 else 0.0
     total = progress.get("total") or 0
     return min(max(progress.get("done", 0) / total, 0.0), 1.0) if total else 0.0
 
@@ -98,7 +102,7 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
                     on_click=cancel,
                     args=([row.id],),
                 )
-        st.progress(fraction_done(row), text=phase_text(row, state.now_s(), expected_s))
+        st.progress(fraction_done(row, state.now_s()), text=phase_text(row, state.now_s(), expected_s))
         log = state.log_tail(Path(row.run_folder) / "log.txt", lines=6) if row.run_folder else ""
         if log:
             st.code(log, language=None, wrap_lines=True)

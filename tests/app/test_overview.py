@@ -126,3 +126,12 @@ def test_archived_runs_leave_the_chart(open_page: Open, database: Database) -> N
     with database.writing() as session:
         runs.archive(session, [run_id])
     assert open_page("overview").button(key="measure_here")
+
+
+def test_disturbed_runs_are_said_to_be(open_page: Open, database: Database) -> None:
+    stored.store(database, stored.init_document(), stored.result([0.2]))
+    assert not open_page("overview").warning
+    noisy = stored.result([0.9])
+    noisy["metrics"][-1]["value"] = 0.5
+    stored.store(database, stored.init_document(dora=True), noisy)
+    assert "Other processes used the CPU during 1 run of 2" in open_page("overview").warning[0].value

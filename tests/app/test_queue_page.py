@@ -35,13 +35,12 @@ def test_a_running_run_shows_phase_steps_time_and_the_end_of_its_log(
         stored.init_document(),
         None,
         folder=tmp_path,
-        progress={"phase": "attaching", "done": 77, "total": 154, "eta_s": 4.0},
+        progress={"phase": "weights", "done": 77, "total": 154, "eta_s": None},
     )
     app = open_page("queue")
     (bar,) = app.get("progress")
     assert bar.value == 50
-    assert "Attaching · 77 of 154" in bar.text
-    assert "about 4 s left" in bar.text
+    assert "Weights · 77 of 154" in bar.text
     assert "last line" in app.code[0].value
 
 
@@ -84,3 +83,11 @@ def test_a_long_queue_shows_its_start_and_says_how_many_more(open_page: Open, da
     assert "and 5 more runs" in words(app)
     app.button(key="cancel_all").click().run()
     assert set(states(database).values()) == {"cancelled"}
+
+
+def test_once_the_job_knows_what_is_left_the_bar_is_that_of_the_whole_run(open_page: Open, database: Database) -> None:
+    progress = {"phase": "repeat 2 of 5", "done": 154, "total": 154, "eta_s": 4000.0}
+    stored.store(database, stored.init_document(), None, progress=progress)
+    (bar,) = open_page("queue").get("progress")
+    assert bar.value == 0
+    assert "about 1 h 07 min left" in bar.text

@@ -108,9 +108,14 @@ def test_tensor_memory_stacks_what_comes_on_top_of_the_model_and_says_the_models
     rows = pd.DataFrame(
         [
             {"time_s": time_s, "category": category, "bytes": value}
-            for time_s, adapter, temporary in ((0.0, 0, 0), (0.1, 2**20, 2**21), (0.2, 2**20, 0))
+            for time_s, base, adapter, temporary in (
+                (0.0, 2**29, 0, 0),
+                (0.1, 2**30, 0, 0),
+                (0.2, 2**30, 2**20, 2**21),
+                (0.3, 2**30, 2**20, 0),
+            )
             for category, value in (
-                ("base parameters", 2**30),
+                ("base parameters", base),
                 ("adapter parameters", adapter),
                 ("temporary", temporary),
             )
@@ -121,6 +126,7 @@ def test_tensor_memory_stacks_what_comes_on_top_of_the_model_and_says_the_models
     assert [trace.name for trace in figure.data] == ["adapter parameters", "temporary"]
     assert max(sum(trace.y[moment] for trace in figure.data) for moment in range(3)) == pytest.approx(3.0)
     assert "on top of the model's 1.00 GiB" in figure.layout.title.text
+    assert min(figure.data[0].x) == pytest.approx(0.1), "counting the model's own tensors is not attaching"
 
 
 def test_a_model_that_changes_while_attaching_stays_in_the_stack() -> None:
