@@ -28,7 +28,7 @@ def supervisor_badge() -> None:
 
 
 def fraction_done(row: RunRow, now_s: float) -> float:
-    """How much of a running run is done, from 0 to 1: by the job's own guess of what is left, before that by its phase."""
+    """How much of a running run is done, from 0 to 1: by the job's guess of what is left, before that by phase."""
     progress = row.progress or {}
     left_s, started_at = progress.get("eta_s"), row.started_at or row.claimed_at
     if left_s is not None and started_at is not None:
