@@ -137,6 +137,13 @@ if frame.empty:
 
 summary = frames.summary(frame, peaks)
 st.caption(f"{labels.model_label(model)} · {setting} · {state.devices()[0].name}")
+disturbed = [run for run in chosen.values() if (run.background_cpu_share or 0) > frames.DISTURBED_SHARE]
+if disturbed:
+    st.warning(
+        f"Other processes used the CPU during {formatting.plural(len(disturbed), 'run')} of {len(chosen)}; "
+        "measure again when the machine is quiet.",
+        icon=":material/noise_aware:",
+    )
 key_numbers(summary)
 st.plotly_chart(
     figures.init_seconds(frame, labels.adapter_colours(), baseline=LORA),
@@ -145,12 +152,5 @@ st.plotly_chart(
     alt="Seconds to attach the adapter by adapter and strategy, lower is better; the table below has the numbers",
 )
 table(summary)
-disturbed = [run for run in chosen.values() if (run.background_cpu_share or 0) > frames.DISTURBED_SHARE]
-if disturbed:
-    st.warning(
-        f"Other processes used the CPU during {formatting.plural(len(disturbed), 'run')} of {len(chosen)}; "
-        "measure again when the machine is quiet.",
-        icon=":material/noise_aware:",
-    )
 if sweep is not None and not sweep.is_active:
     first_sweep.unsuccessful_notes(sweep)

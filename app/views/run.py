@@ -269,10 +269,14 @@ def environment_table(environment: dict[str, object]) -> None:
             for key, item in value.items():
                 add(f"{prefix} {key}".strip(), item)
         else:
-            text = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+            items = value if isinstance(value, list) else [value]
+            words = {None: formatting.DASH, True: "yes", False: "no"}
+            text = ", ".join(words[item] if item is None or isinstance(item, bool) else str(item) for item in items)
             if prefix.endswith("bytes") and isinstance(value, int | float):
                 prefix, text = prefix.removesuffix("_bytes"), formatting.size(float(value))
-            flat[formatting.plain(prefix.replace("_", " "))] = formatting.plain(text)
+            # Environment variables keep their underscores.
+            name = prefix.replace("_", " ") if prefix == prefix.lower() else prefix
+            flat[formatting.plain(name.removeprefix("packages "))] = formatting.plain(text or formatting.DASH)
 
     add("", environment)
     st.table(flat, border="horizontal", alt="Environment of the run")
@@ -303,7 +307,7 @@ def details(run: RunDetail, metrics: pd.DataFrame) -> None:
                 st.code(json.dumps(run.spec, indent=1), language="json")
             elif name == "Log":
                 if log:
-                    st.code(log, language=None, wrap_lines=True, height=360)
+                    st.code(log, language=None, wrap_lines=True, height=360 if log.count("\n") > 15 else "content")
                 else:
                     st.caption("This run has no log here.")
             elif name == "Python":
