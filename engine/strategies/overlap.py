@@ -56,7 +56,7 @@ class OverlappedNorms:
 
     def __enter__(self) -> Self:
         self._threads = torch.get_num_threads()
-        # A dispatch mode, such as a memory tracker, watches its own thread only: under one nothing may be hidden from it.
+        # A dispatch mode, such as a memory tracker, watches its own thread only; nothing may be hidden from it.
         if self._threads > 1 and _get_current_dispatch_mode() is None:
             torch.set_num_threads(1)
             self._stopping, self._problem = False, None
