@@ -40,7 +40,7 @@ class Bench:
             if isinstance(adapter, FreshAdapter)
             else adapters.saved_config(adapter, groups)
         )
-        self._snapshot = adapters.snapshot(self.model)
+        self._snapshot = adapters.snapshot(self.model, spec.adapter)
         self._report = report
         self._attaches_left = attaches
         self._attach_s: list[float] = []
