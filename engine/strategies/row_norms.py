@@ -41,6 +41,13 @@ def shifted_row_norms(
     ``|W|² + 2s·rowsum((W·Aᵀ)∘B) + s²·rowsum((B·A·Aᵀ)∘B)``, summed in float32 (float64 for float32 weights).
     Rows where the terms nearly cancel are computed again in float64, from ``W + s·B·A`` itself.
     """
+    return unrounded_row_norms(weight, lora_a, lora_b, scaling, transposed).to(weight.dtype)
+
+
+def unrounded_row_norms(
+    weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, transposed: bool = False
+) -> Tensor:
+    """The same in the dtype it is summed in."""
     dtype = torch.float64 if weight.dtype == torch.float32 else torch.float32
     a = lora_a.to(dtype)
     gram = a @ a.T
@@ -60,7 +67,7 @@ def shifted_row_norms(
     exact = torch.cat(suspects)
     if exact.numel():
         norms[exact] = _exact_rows(weight, lora_a, lora_b, scaling, transposed, exact).to(dtype)
-    return norms.to(weight.dtype)
+    return norms
 
 
 def reference_row_norms(

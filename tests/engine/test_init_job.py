@@ -17,7 +17,6 @@ from engine.measure.process_memory import read_process_memory
 from engine.models import build_model
 from engine.result import Progress
 from engine.spec import FreshAdapter, InitSpec, SpecError, parse_spec
-from engine.strategies import init as strategies
 from engine.strategies import row_norms
 
 DORA = {"options": {"use_dora": True}}
@@ -95,9 +94,10 @@ def test_strategies_prove_themselves_where_b_is_not_zero(strategy: str) -> None:
 
 
 def test_a_strategy_wrong_by_one_percent_does_not_pass_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        strategies, "row_norms", lambda weight, transposed=False: row_norms.row_norms(weight, transposed) * 1.01
-    )
+    def wrong(weight: torch.Tensor, transposed: bool = False) -> torch.Tensor:
+        return row_norms.row_norms(weight, transposed) * 1.01
+
+    monkeypatch.setattr("engine.strategies.overlap.row_norms", wrong)
     result = outcome(strategy="zero_b_norm", adapter=DORA)
     assert checks(result)["magnitude_equal"] is False
     assert checks(result)["logits_equal"] is False

@@ -308,6 +308,32 @@ def test_a_memory_tracker_sees_what_the_overlap_would_have_done_elsewhere() -> N
     assert tracker.peak_extra_bytes > 2**18 > norms.nbytes
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])
+def test_the_proofs_logits_are_those_of_pefts_own_forward_pass(kind: str) -> None:
+    build, targets = MODELS[kind]
+    base = build(torch.float32)
+    kept = {id(parameter) for parameter in base.parameters()}
+    model = attach(base, dora(targets), "stock")
+    proof.perturb(model, kept, 0)
+    input_ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        wanted = model(input_ids=input_ids).logits
+    torch.testing.assert_close(proof.logits(model, input_ids, kept, in_float32=True), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_proofs_logits_of_a_bfloat16_model_are_computed_in_float32_and_leave_it_in_bfloat16() -> None:
+    base = llama(torch.bfloat16)
+    exact = copy.deepcopy(base).float()
+    addresses = [parameter.data_ptr() for parameter in base.parameters()]
+    input_ids = torch.tensor([[1, 2, 3, 4]])
+    ours = proof.logits(base, input_ids, {id(parameter) for parameter in base.parameters()}, in_float32=True)
+    with torch.no_grad():
+        torch.testing.assert_close(ours, exact(input_ids=input_ids).logits)
+    assert [parameter.data_ptr() for parameter in base.parameters()] == addresses
+    assert all(parameter.dtype == torch.bfloat16 for parameter in base.parameters())
+
+
 # --- deferred ---------------------------------------------------------------------------------------------------------
 
 
