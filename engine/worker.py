@@ -7,6 +7,7 @@ into its run folder ``worker.json`` (who it is), ``progress.json`` (where it is)
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -40,10 +41,8 @@ def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None)
     os.setsid()
     run_folder = Path(folder)
     _send_output_to(run_folder / LOG_FILE)
-    write_atomically(
-        run_folder / WORKER_FILE,
-        {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid()), "job_started_at": time.time()},
-    )
+    identity = {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid())}
+    write_atomically(run_folder / WORKER_FILE, identity)
     spec = parse_spec(spec_document)
     result = _run(spec, _ProgressFile(run_folder / PROGRESS_FILE))
     write_atomically(run_folder / RESULT_FILE, result.to_document())
@@ -111,8 +110,10 @@ def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
     state: Any = "succeeded"
     try:
         _prepare_process(spec)
-        from engine.jobs import run_job
+        from engine.jobs import JOBS, run_job
 
+        importlib.import_module(JOBS[spec.kind])
+        logging.getLogger("engine").info("job started at %.4f", time.time())
         with BackgroundCpu() as background:
             outcome = run_job(spec, report)
         metrics, checks, samples = tuple(outcome.metrics), tuple(outcome.checks), tuple(outcome.samples)
