@@ -23,8 +23,8 @@ from engine.result import Device
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     # glibc raises its mmap threshold as blocks are freed, up to 32 MiB, so how much freed memory a process keeps, and
-    # how often it pays for fresh pages, would depend on what ran before. Fixed where that rule ends: a lower value makes
-    # PEFT's temporaries several times slower than they are for anyone else (1 MiB: stock DoRA 3x on TinyLlama).
+    # how often it pays for fresh pages, would depend on what ran before. Fixed where that rule ends: a lower value
+    # makes PEFT's temporaries slower than they are for anyone else (1 MiB: stock DoRA on TinyLlama three times).
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     # Fixing one threshold freezes the other at 128 KiB, which would give pages back and fault them in again each time.
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
