@@ -21,6 +21,10 @@ from db import runs
 from db.session import Database, database_url, home, open_database
 from engine.result import Device
 
+#: How often live parts look again. An open page must not disturb a measurement on the same machine by 3 % (at one
+#: second it did: make bench-dashboard).
+LIVE_EVERY_S = 2
+
 
 @st.cache_resource(show_spinner="Opening the database", max_entries=8)
 def _open(url: str) -> Database:

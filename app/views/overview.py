@@ -13,7 +13,7 @@ from db import runs
 LORA, DORA = "LoRA · Stock PEFT", "DoRA · Stock PEFT"
 
 
-@st.fragment(run_every=1)
+@st.fragment(run_every=state.LIVE_EVERY_S)
 def live_progress(ended: int) -> None:
     """The first sweep while it runs, read from the database at every tick; each run that ends redraws the chart."""
     with state.database().reading() as session:

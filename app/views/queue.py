@@ -69,7 +69,7 @@ def recent_list(rows: list[RunRow]) -> None:
                 st.caption(formatting.plain(formatting.sentence(problem)))
 
 
-@st.fragment(run_every=1)
+@st.fragment(run_every=state.LIVE_EVERY_S)
 def live() -> None:
     """The whole page below the title, once a second."""
     with state.database().reading() as session:

@@ -44,7 +44,7 @@ def load(number: int) -> RunDetail | None:
         return runs.get_run(session, number)
 
 
-@st.fragment(run_every=1)
+@st.fragment(run_every=state.LIVE_EVERY_S)
 def live(number: int) -> None:
     """A queued or running run, until it ends."""
     with state.database().reading() as session:

@@ -84,7 +84,7 @@ def inspection_status(model: str) -> None:
             st.button("Inspect again", key=f"inspect_{model}", on_click=inspect, args=(model,))
 
 
-@st.fragment(run_every=1)
+@st.fragment(run_every=state.LIVE_EVERY_S)
 def _wait(model: str) -> None:
     last = last_inspection(model)
     if last is not None and last.state not in ("queued", "running"):
