@@ -3,6 +3,7 @@
 Importing takes seconds, a fork milliseconds. Must start no thread and touch no GPU: workers are forked from here.
 """
 
+import gc
 import importlib
 
 import peft  # noqa: F401
@@ -19,6 +20,9 @@ for _job in JOBS.values():
 for _model_type in sorted({entry.config["model_type"] for entry in catalog.models().values()}):
     importlib.import_module(f"transformers.models.{_model_type}.modeling_{_model_type}")
 environment.preload()
+# What was imported stays; workers need not look through it at every collection, nor copy its pages by touching them.
+gc.collect()
+gc.freeze()
 
 #: Read by the first worker: Python swallows the error when a preload fails to import.
 LOADED = True
