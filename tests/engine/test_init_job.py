@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
 from engine import adapters, catalog
 from engine.jobs import run_job
@@ -198,3 +199,22 @@ def test_a_small_models_job_takes_little_more_than_its_attaches() -> None:
     result = outcome(repeats=1)
     attaches = values(result, "first_attach_time_s")[0] + 4 * values(result, "init_time_s")[0]
     assert time.perf_counter() - start - attaches < 1.0
+
+
+def test_lora_on_a_mixture_of_experts_adapts_attention_and_the_fused_experts(tmp_path: Path) -> None:
+    MixtralConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        vocab_size=256,
+    ).save_pretrained(tmp_path)
+    result = outcome(model=str(tmp_path), adapter={"rank": 4})
+    # Per layer: q, k, v, o and the two fused tensors of experts.
+    assert values(result, "adapted_modules") == [12]
+    attention = 4 * ((64 + 64) + (64 + 32) + (64 + 32) + (64 + 64))
+    experts = 4 * 4 * ((64 + 192) + (96 + 64))
+    assert values(result, "adapter_parameters") == [2 * (attention + experts)]
+    assert all(checks(result).values())
