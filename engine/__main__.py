@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.session import DatabaseError, home, open_database
 from engine import catalog
+from engine.executors import ExecutorError
 from engine.spec import InitSpec, SpecError, parse_spec, spec_hash
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadInput, SpecError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
-    except DatabaseError as error:
+    except (DatabaseError, ExecutorError) as error:
         print(error, file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -220,7 +221,7 @@ def _import(options: argparse.Namespace) -> int:
     for name in options.results:
         try:
             documents = json.loads(_read(name, "RESULT.json"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{name}: is not valid JSON") from None
         for document in documents if isinstance(documents, list) else [documents]:
             try:
@@ -235,7 +236,8 @@ def _import(options: argparse.Namespace) -> int:
 
 def _labels(document: Any) -> dict[str, str]:
     """What charts call the adapter of a document. Left to the importer where there is none to be found."""
-    adapter = (document.get("spec") or {}).get("adapter") if isinstance(document, dict) else None
+    spec = document.get("spec") if isinstance(document, dict) else None
+    adapter = spec.get("adapter") if isinstance(spec, dict) else None
     if not isinstance(adapter, dict) or "adapter" in document:
         return {}
     return {"adapter": catalog.adapter_label(adapter)}

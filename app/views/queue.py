@@ -71,7 +71,7 @@ def recent_list(rows: list[RunRow]) -> None:
 
 @st.fragment(run_every=state.LIVE_EVERY_S)
 def live() -> None:
-    """The whole page below the title, once a second."""
+    """The whole page below the title, kept up to date."""
     with state.database().reading() as session:
         active = runs.queued_and_running(session)
         ended = runs.recent(session, limit=RECENT)

@@ -45,7 +45,7 @@ def document_without_result(
     state, text = ending
     metrics: tuple[Metric, ...] = ()
     if worker is not None and state == "out_of_memory":
-        metrics = (Metric("peak_rss_bytes", "bytes", float(worker.peak_rss_anon_bytes)),)
+        metrics = (Metric("peak_rss_bytes", "bytes", float(worker.peak_rss_anon_bytes), variant="anonymous"),)
     return Result(
         state=state,
         spec=dict(spec),

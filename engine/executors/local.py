@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import engine
 from engine import worker
+from engine.executors import ExecutorError
 from engine.executors.processes import DeviceLock, end_process_group, is_same_process, process_age_s, process_start_s
 from engine.measure.environment import WORKER_ENVIRONMENT
 from engine.measure.process_memory import read_process_memory
@@ -26,10 +27,6 @@ from engine.result import Device, Progress, Sample
 StartMethod = Literal["forkserver", "spawn"]
 SAMPLE_INTERVAL_S = 0.05
 _PROBE_TIMEOUT_S = 120.0
-
-
-class ExecutorError(RuntimeError):
-    """The fork server or its workers cannot be started; the text says why."""
 
 
 class LocalWorker:
@@ -41,6 +38,8 @@ class LocalWorker:
         self.folder = folder
         self.sentinel = sentinel
         self.samples: list[Sample] = []
+        #: The largest anonymous memory seen from outside so far.
+        self.peak_rss_anon_bytes = 0
         self.exit_code: int | None = None
         self._process: Any = None
         self._memory_kills_at_start = _memory_kills()
@@ -51,11 +50,6 @@ class LocalWorker:
     def age_s(self) -> float:
         """Seconds since the worker process started, also if another supervisor started it."""
         return process_age_s(self.process_start_s)
-
-    @property
-    def peak_rss_anon_bytes(self) -> int:
-        """The largest anonymous memory seen from outside so far, in bytes."""
-        return max((sample.bytes for sample in self.samples if sample.category == "anonymous"), default=0)
 
     def is_alive(self) -> bool:
         """Whether the process still runs. Once it does not, ``exit_code`` is set if the system told us."""
@@ -83,6 +77,7 @@ class LocalWorker:
             return
         phase = self._progress.phase if self._progress else "starting"
         time_s = round(self.age_s, 3)
+        self.peak_rss_anon_bytes = max(self.peak_rss_anon_bytes, memory.rss_anon_bytes or 0)
         for category, size_bytes in (("anonymous", memory.rss_anon_bytes), ("file-backed", memory.rss_file_bytes)):
             if size_bytes is not None:
                 self.samples.append(Sample("process", time_s, phase, category, size_bytes))

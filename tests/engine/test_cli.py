@@ -144,10 +144,14 @@ def test_a_spec_file_that_is_not_there_is_bad_input() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_importing_something_else_than_a_result_stores_nothing(tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ['{"state": "splendid"}', '{"state": "failed", "spec": [1]}', "[" * 100_000, "[1]", "no JSON"]
+)
+def test_importing_something_else_than_a_result_stores_nothing(
+    text: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "not-a-result.json"
-    path.write_text('{"state": "splendid"}')
-    done = engine("import", str(path))
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert engine("export", "1").returncode == 2
+    path.write_text(text)
+    assert main(["import", str(path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert main(["export", "1"]) == 2
