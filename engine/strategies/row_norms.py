@@ -18,6 +18,12 @@ _LEAST_BLOCK_BYTES = 2**19
 _BLOCK_SHARE = 0.025
 # Below this share of |W|², what is left of W + s·B·A after cancellation is too little for the factored sum.
 _CANCELLATION = 1 / 64
+# What is taken in bfloat16 is rounded: norms of segments of a row, where the errors of a row's segments average out,
+# and W·Aᵀ. A row is computed again in float32 where few segments hold most of it (the share of the squares' own
+# squares), or where the cross terms are more than this share of it: together some tenths of a unit in the last place.
+_SEGMENT = 128
+_LARGEST_CONCENTRATION = 1 / 4
+_LARGEST_CROSS_SHARE = 1 / 8
 
 
 def row_norms(weight: Tensor, transposed: bool = False) -> Tensor:
@@ -40,7 +46,8 @@ def shifted_row_norms(
 ) -> Tensor:
     """The norm of each output's weights in ``W + s·B·A`` from rank-sized products.
 
-    ``|W|² + 2s·rowsum((W·Aᵀ)∘B) + s²·rowsum((B·A·Aᵀ)∘B)``, summed in float32 (float64 for float32 weights).
+    ``|W|² + 2s·rowsum((W·Aᵀ)∘B) + s²·rowsum((B·A·Aᵀ)∘B)``, summed in float32 (float64 for float32 weights); where the
+    CPU multiplies bfloat16 natively and it is accurate enough for a row, W is read as it is.
     Rows where the terms nearly cancel are computed again in float64, from ``W + s·B·A`` itself.
     """
     return unrounded_row_norms(weight, lora_a, lora_b, scaling, transposed).to(weight.dtype)
@@ -53,21 +60,12 @@ def unrounded_row_norms(
     dtype = torch.float64 if weight.dtype == torch.float32 else torch.float32
     # The product with a contiguous Aᵀ is a tenth faster than with a transposed view.
     a_columns = lora_a.to(dtype).T.contiguous()
-    accumulate = _columns_with_products if transposed else _rows_with_products
-    squares, products = accumulate(weight, a_columns)
-    gram = a_columns.T @ a_columns
-    suspects = []
-    for rows in _slices(lora_b.shape[0], lora_b.shape[1] * dtype.itemsize):
-        b = lora_b[rows].to(dtype)
-        shift = products[rows].mul_(2 * scaling).addmm_(b, gram, alpha=scaling**2).mul_(b).sum(1)
-        total = squares[rows] + shift
-        # Written so that it holds for NaN too, which infinite terms of either sign leave behind.
-        suspects.append((~(total >= squares[rows] * _CANCELLATION)).nonzero().flatten() + rows.start)
-        squares[rows] = total
-    norms = squares.clamp_(min=0).sqrt_()
-    exact = torch.cat(suspects)
-    if exact.numel():
-        norms[exact] = _exact_rows(weight, lora_a, lora_b, scaling, transposed, exact).to(dtype)
+    if transposed or not _fits_bfloat16_products(weight, lora_a):
+        return _accumulated_norms(weight, a_columns, lora_a, lora_b, scaling, transposed)
+    norms, unsure = _bfloat16_norms(weight, a_columns, lora_a, lora_b, scaling)
+    size = max(1, _LEAST_BLOCK_BYTES // (weight.shape[1] * weight.itemsize))
+    for rows in unsure.split(size) if unsure.numel() else ():
+        norms[rows] = _accumulated_norms(weight[rows], a_columns, lora_a, lora_b[rows], scaling, transposed)
     return norms
 
 
@@ -95,6 +93,61 @@ def _slices(rows: int, row_bytes: int) -> Iterator[slice]:
     """Consecutive slices of at most ``_LEAST_BLOCK_BYTES``."""
     step = max(1, _LEAST_BLOCK_BYTES // row_bytes)
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _fits_bfloat16_products(weight: Tensor, lora_a: Tensor) -> bool:
+    """Whether the CPU multiplies bfloat16 natively (without, PyTorch's product is slower than through float32)."""
+    return (
+        weight.dtype == lora_a.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and weight.shape[1] % _SEGMENT == 0
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _bfloat16_norms(
+    weight: Tensor, a_columns: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Norms (out,) in float32 without a float32 copy of any weight, and the rows where bfloat16 was too coarse."""
+    parts = torch.linalg.vector_norm(weight.unflatten(1, (-1, _SEGMENT)), dim=2).float().square_()
+    squares = parts.sum(1)
+    unsure = ~(parts.square_().sum(1) <= squares.square() * _LARGEST_CONCENTRATION)
+    del parts
+    products = torch.mm(lora_a, weight.T).T
+    gram = a_columns.T @ a_columns
+    for rows in _slices(lora_b.shape[0], lora_b.shape[1] * 4):
+        b = lora_b[rows].float()
+        cross = products[rows] * b
+        total = squares[rows] + cross.sum(1).mul_(2 * scaling) + (b @ gram).mul_(b).sum(1).mul_(scaling**2)
+        # Written so that it holds for NaN too, which infinite terms of either sign leave behind.
+        unsure[rows] |= ~(cross.abs_().sum(1).mul_(abs(scaling)) <= total * _LARGEST_CROSS_SHARE)
+        unsure[rows] |= ~(total >= squares[rows] * _CANCELLATION)
+        squares[rows] = total
+    return squares.clamp_(min=0).sqrt_(), unsure.nonzero().flatten()
+
+
+def _accumulated_norms(
+    weight: Tensor, a_columns: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, transposed: bool
+) -> Tensor:
+    """Norms (out,) in the dtype of ``a_columns``, through blocks of the weight in that dtype."""
+    dtype = a_columns.dtype
+    accumulate = _columns_with_products if transposed else _rows_with_products
+    squares, products = accumulate(weight, a_columns)
+    gram = a_columns.T @ a_columns
+    suspects = []
+    for rows in _slices(lora_b.shape[0], lora_b.shape[1] * dtype.itemsize):
+        b = lora_b[rows].to(dtype)
+        shift = products[rows].mul_(2 * scaling).addmm_(b, gram, alpha=scaling**2).mul_(b).sum(1)
+        total = squares[rows] + shift
+        # Written so that it holds for NaN too, which infinite terms of either sign leave behind.
+        suspects.append((~(total >= squares[rows] * _CANCELLATION)).nonzero().flatten() + rows.start)
+        squares[rows] = total
+    norms = squares.clamp_(min=0).sqrt_()
+    exact = torch.cat(suspects)
+    if exact.numel():
+        norms[exact] = _exact_rows(weight, lora_a, lora_b, scaling, transposed, exact).to(dtype)
+    return norms
 
 
 def _square_sums(weight: Tensor) -> Tensor:
