@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from db.session import DatabaseError, home, open_database
 from engine import catalog
 from engine.executors import ExecutorError
-from engine.spec import InitSpec, SpecError, parse_spec, spec_hash
+from engine.spec import MEASURED_KINDS, InspectSpec, Measured, MergeFilesSpec, SpecError, parse_spec, spec_hash
 
 if TYPE_CHECKING:
     from engine.executors.local import LocalExecutor, LocalWorker
@@ -84,8 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(options: argparse.Namespace) -> int:
     spec = parse_spec(_read(options.spec, "SPEC.json"))
-    if not isinstance(spec, InitSpec):
-        raise BadInput(f"kind: measure runs init specs; for {spec.kind} use `python -m engine {spec.kind}`")
+    if isinstance(spec, InspectSpec | MergeFilesSpec):
+        command = "merge" if isinstance(spec, MergeFilesSpec) else spec.kind
+        raise BadInput(f"kind: measure runs what is measured; for {spec.kind} use `python -m engine {command}`")
     _refuse_what_cannot_work(spec)
     from engine.executors.processes import DeviceLock
 
@@ -112,7 +113,7 @@ def _measure(options: argparse.Namespace) -> int:
     return DONE if document["state"] in ("succeeded", "out_of_memory") else FAILED
 
 
-def _watch(worker: LocalWorker, spec: InitSpec) -> dict[str, Any]:
+def _watch(worker: LocalWorker, spec: Measured) -> dict[str, Any]:
     """Wait for a worker, show its phases on stderr, hold it to its limits, and return its result document."""
     from engine.executors.endings import document_without_result, ending_of, limit_passed
     from engine.executors.local import SAMPLE_INTERVAL_S
@@ -134,7 +135,7 @@ def _watch(worker: LocalWorker, spec: InitSpec) -> dict[str, Any]:
     return found or document_without_result(document, spec_hash(spec), ending or ending_of(worker), worker)
 
 
-def _refuse_what_cannot_work(spec: InitSpec) -> None:
+def _refuse_what_cannot_work(spec: Measured) -> None:
     from engine.catalog import requirements
     from engine.measure.environment import devices
 
@@ -178,7 +179,7 @@ def _catalog(_options: argparse.Namespace) -> int:
     document = {
         "models": {key: asdict(entry) for key, entry in catalog.models().items()},
         "adapter_types": {key: asdict(entry) for key, entry in catalog.adapter_types().items()},
-        "strategies": {kind: [asdict(entry) for entry in catalog.strategies(kind)] for kind in ("init",)},
+        "strategies": {kind: [asdict(entry) for entry in catalog.strategies(kind)] for kind in MEASURED_KINDS},
         "devices": [asdict(device) for device in devices()],
     }
     print(json.dumps(document, default=_plain))

@@ -121,6 +121,7 @@ def _adapter_document(
         "model_types": _MODEL_TYPES.get(own.get("model_types"), []),
         "rank_bounded": own.get("rank_bounded", True),
         "unavailable_reason": own.get("unavailable_reason"),
+        "cannot": own.get("cannot", {}),
         "engine_defaults": defaults,
         "refused_fields": refused,
         "fields": entries,

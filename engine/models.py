@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from engine import catalog
 from engine.catalog import sources
 from engine.result import Progress
-from engine.spec import InitSpec, SpecError
+from engine.spec import Measured, SpecError
 
 # A prime number of elements: rows of a weight start at ever different places of the block, so no two rows are equal.
 BLOCK_ELEMENTS = 4_194_301
@@ -85,7 +85,7 @@ def supported_attention(model: PreTrainedModel) -> tuple[str, ...]:
     return ("eager", *(name for name, supported in optional if supported))
 
 
-def build_model(spec: InitSpec, report: Callable[[Progress], None] | None = None) -> PreTrainedModel:
+def build_model(spec: Measured, report: Callable[[Progress], None] | None = None) -> PreTrainedModel:
     """The spec's base model in eval mode on its device, with synthetic or pretrained weights.
 
     Raises:
@@ -98,7 +98,7 @@ def build_model(spec: InitSpec, report: Callable[[Progress], None] | None = None
     return model.eval()
 
 
-def _load_pretrained(spec: InitSpec) -> PreTrainedModel:
+def _load_pretrained(spec: Measured) -> PreTrainedModel:
     if spec.model in catalog.models():
         raise SpecError(
             "weights", f"{spec.model} is bundled without weights; use synthetic, or a local folder or hub id"

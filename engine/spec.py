@@ -17,11 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine import catalog
 
-Kind = Literal["init", "inspect"]
-MEASURED_KINDS: tuple[str, ...] = ("init",)
-REQUEST_KINDS: tuple[str, ...] = ("inspect",)
+Kind = Literal["init", "merge", "train", "inference", "inspect", "merge_files"]
+MEASURED_KINDS: tuple[str, ...] = ("init", "merge", "train", "inference")
+REQUEST_KINDS: tuple[str, ...] = ("inspect", "merge_files")
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Task = Literal["causal_lm", "sequence_classification"]
+Quantization = Literal["int8", "nf4"]
+Optimizer = Literal["adamw", "sgd", "adafactor", "adamw_8bit"]
+Variant = Literal["base", "adapter_disabled", "adapter", "merged"]
+VARIANTS: tuple[Variant, ...] = ("base", "adapter_disabled", "adapter", "merged")
 
 
 class SpecError(ValueError):
@@ -99,10 +104,9 @@ class SavedAdapter(Frozen):
         return str(Path(value).expanduser().resolve())
 
 
-class InitSpec(Frozen):
-    """Attach an adapter to a model and measure how long it takes and how much memory it needs."""
+class MeasuredSpec(Frozen):
+    """What every measured kind has: the model, where and how often it runs, and its limits."""
 
-    kind: Literal["init"] = "init"
     task: Literal["causal_lm"] = "causal_lm"
     model: str = Field(min_length=1)
     weights: Literal["synthetic", "pretrained"] = "synthetic"
@@ -111,7 +115,6 @@ class InitSpec(Frozen):
     node: None = None
     attention: Attention = "sdpa"
     quantization: None = None
-    adapter: FreshAdapter | SavedAdapter = Field(default_factory=FreshAdapter)
     strategy: str = "stock"
     repeats: int = Field(default=5, ge=1, le=100)
     warmup: int = Field(default=1, ge=0, le=20)
@@ -125,27 +128,125 @@ class InitSpec(Frozen):
     def _first_gpu(cls, value: Any) -> Any:
         return "cuda:0" if value == "cuda" else value
 
-    @field_validator("adapter", mode="before")
+    @field_validator("adapter", mode="before", check_fields=False)
     @classmethod
     def _choose_adapter_model(cls, value: Any) -> Any:
         if isinstance(value, Frozen):
             return value
+        if value is None and cls.may_be_bare():
+            return None
         if not isinstance(value, Mapping):
             raise SpecError("adapter", f"must be an object with a type, or with the path of a saved one, not {value!r}")
         return SavedAdapter.model_validate(value) if "path" in value else FreshAdapter.model_validate(value)
 
+    @classmethod
+    def may_be_bare(cls) -> bool:
+        """Whether ``adapter`` may be null: the kind then works on the bare model."""
+        return False
+
     @model_validator(mode="after")
     def _strategy_exists(self) -> Self:
+        adapter: FreshAdapter | SavedAdapter | None = self.adapter  # type: ignore[attr-defined]
+        kind: str = self.kind  # type: ignore[attr-defined]
         try:
-            catalog.strategy(self.kind, self.strategy)
+            catalog.strategy(kind, self.strategy)
         except catalog.UnknownEntry as error:
             raise SpecError("strategy", str(error)) from None
-        if self.adapter.adapter_dtype not in ("float32", self.dtype):
+        if adapter is not None and adapter.adapter_dtype not in ("float32", self.dtype):
             raise SpecError(
                 "adapter.adapter_dtype",
-                f"must be float32 (PEFT's default) or the model's own dtype {self.dtype}, "
-                f"not {self.adapter.adapter_dtype}",
+                f"must be float32 (PEFT's default) or the model's own dtype {self.dtype}, not {adapter.adapter_dtype}",
             )
+        return self
+
+
+class InitSpec(MeasuredSpec):
+    """Attach an adapter to a model and measure how long it takes and how much memory it needs."""
+
+    kind: Literal["init"] = "init"
+    adapter: FreshAdapter | SavedAdapter = Field(default_factory=FreshAdapter)
+
+
+class MergeSpec(MeasuredSpec):
+    """Merge an adapter with noise in it into its base weights and measure time, memory and error."""
+
+    kind: Literal["merge"] = "merge"
+    adapter: FreshAdapter | SavedAdapter = Field(default_factory=FreshAdapter)
+
+
+class TrainSection(Frozen):
+    """One training step: what goes in, how it is optimised, and what saves memory."""
+
+    context_length: int = Field(default=512, ge=2, le=2**20)
+    batch_size: int = Field(default=1, ge=1, le=4096)
+    accumulation: int = Field(default=1, ge=1, le=1024)
+    optimizer: Optimizer = "adamw"
+    gradient_checkpointing: bool = False
+    loss_chunks: int = Field(default=1, ge=1, le=1024)
+    sequence_tiles: int = Field(default=1, ge=1, le=1024)
+
+
+class TrainSpec(MeasuredSpec):
+    """Train for a few steps on random tokens and measure time and memory; without an adapter, full fine-tuning."""
+
+    kind: Literal["train"] = "train"
+    task: Task = "causal_lm"  # type: ignore[assignment]  # wider than the other kinds'
+    quantization: Quantization | None = None  # type: ignore[assignment]
+    adapter: FreshAdapter | SavedAdapter | None = Field(default_factory=FreshAdapter)
+    train: TrainSection = Field(default_factory=TrainSection)
+
+    @classmethod
+    def may_be_bare(cls) -> bool:
+        return True
+
+
+class InferenceSection(Frozen):
+    """One request: how long, how many at once, and in which forms of the model."""
+
+    prompt_tokens: int = Field(default=512, ge=1, le=2**20)
+    new_tokens: int = Field(default=64, ge=1, le=2**16)
+    batch_size: int = Field(default=1, ge=1, le=4096)
+    variants: tuple[Variant, ...] = VARIANTS
+    adapters: int = Field(default=1, ge=1, le=64)
+
+    @field_validator("variants")
+    @classmethod
+    def _in_one_order(cls, value: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        if not value:
+            raise ValueError(f"name at least one of {', '.join(VARIANTS)}")
+        return tuple(name for name in VARIANTS if name in value)
+
+
+class InferenceSpec(MeasuredSpec):
+    """Read a prompt and write tokens, with and without the adapter, and measure the speed of both."""
+
+    kind: Literal["inference"] = "inference"
+    adapter: FreshAdapter | SavedAdapter | None = Field(default_factory=FreshAdapter)
+    inference: InferenceSection = Field(default_factory=InferenceSection)
+
+    @classmethod
+    def may_be_bare(cls) -> bool:
+        return True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_model_has_one_variant(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "adapter" not in data or data["adapter"] is not None:
+            return data
+        section = data.get("inference")
+        if isinstance(section, Mapping):
+            return {**data, "inference": {"variants": ("base",), **section}}
+        return {**data, "inference": {"variants": ("base",)}} if section is None else data
+
+    @model_validator(mode="after")
+    def _variants_fit_the_adapter(self) -> Self:
+        if self.adapter is None:
+            if self.inference.variants != ("base",):
+                raise SpecError("inference.variants", "must be base alone where there is no adapter")
+            if self.inference.adapters != 1:
+                raise SpecError("inference.adapters", "must be 1 where there is no adapter")
+            if self.strategy != "stock":
+                raise SpecError("strategy", f"must be stock where there is no adapter, not {self.strategy}")
         return self
 
 
@@ -159,9 +260,34 @@ class InspectSpec(Frozen):
     device: Literal["cpu"] = "cpu"
 
 
-Spec = InitSpec | InspectSpec
+class MergeFilesSpec(Frozen):
+    """Merge an adapter on disk into a model on disk, tensor by tensor. A request: it measures nothing."""
+
+    kind: Literal["merge_files"] = "merge_files"
+    base: str = Field(min_length=1)
+    adapter: str = Field(min_length=1)
+    out: str = Field(min_length=1)
+    timeout_s: float = Field(default=6 * 3600, gt=0, le=7 * 86400)
+    memory_limit_bytes: int | None = Field(default=None, ge=2**20)
+    device: Literal["cpu"] = "cpu"
+
+    @field_validator("base", "adapter", "out")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return str(Path(value).expanduser().resolve())
+
+
+Measured = InitSpec | MergeSpec | TrainSpec | InferenceSpec
+Spec = Measured | InspectSpec | MergeFilesSpec
 _UNION_ARMS = ("str", "tuple[str, ...]", "FreshAdapter", "SavedAdapter")
-_KINDS: dict[str, type[InitSpec] | type[InspectSpec]] = {"init": InitSpec, "inspect": InspectSpec}
+_KINDS: dict[str, type[Spec]] = {
+    "init": InitSpec,
+    "merge": MergeSpec,
+    "train": TrainSpec,
+    "inference": InferenceSpec,
+    "inspect": InspectSpec,
+    "merge_files": MergeFilesSpec,
+}
 
 
 def parse_spec(data: str | bytes | Mapping[str, Any]) -> Spec:

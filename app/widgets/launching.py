@@ -8,7 +8,7 @@ from app import state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
-from engine.spec import InitSpec, InspectSpec, Spec, spec_hash
+from engine.spec import InspectSpec, Measured, MergeFilesSpec, Spec, spec_hash
 
 
 def new_run(spec: Spec) -> NewRun:
@@ -23,13 +23,22 @@ def new_run(spec: Spec) -> NewRun:
             device=spec.device,
             priority=1,
         )
+    if isinstance(spec, MergeFilesSpec):
+        return NewRun(
+            kind=spec.kind,
+            spec=document,
+            spec_hash=spec_hash(spec),
+            model=spec.base,
+            device=spec.device,
+            priority=1,
+        )
     adapter = document["adapter"]
     return NewRun(
         kind=spec.kind,
         spec=document,
         spec_hash=spec_hash(spec),
         model=spec.model,
-        adapter=labels.adapter_label(adapter),
+        adapter=labels.adapter_label(adapter) if adapter else "Full fine-tuning" if spec.kind == "train" else None,
         adapter_type=_adapter_type(spec),
         strategy=spec.strategy,
         dtype=spec.dtype,
@@ -49,8 +58,10 @@ def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:
     return ids
 
 
-def _adapter_type(spec: InitSpec) -> str | None:
+def _adapter_type(spec: Measured) -> str | None:
     adapter = spec.model_dump(mode="json")["adapter"]
+    if adapter is None:
+        return None
     if "path" not in adapter:
         return str(adapter["type"])
     config = labels.saved_config(adapter["path"]) or {}

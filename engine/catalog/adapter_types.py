@@ -65,7 +65,8 @@ class AdapterType:
 
     ``kinds`` are the kinds of modules that it can adapt; ``model_types`` the transformers model types that it is
     written for (any when empty); ``rank_bounded`` tells whether a rank above a layer's smaller side is refused;
-    ``engine_defaults`` replace defaults of PEFT's that do not work by themselves.
+    ``engine_defaults`` replace defaults of PEFT's that do not work by themselves. ``cannot`` says why something is not
+    to be had for this type, by kind of spec or "unmerge" or "mixed_batch" (several adapters in one batch).
     """
 
     id: str
@@ -82,6 +83,7 @@ class AdapterType:
     model_types: tuple[str, ...] = ()
     rank_bounded: bool = True
     unavailable_reason: str | None = None
+    cannot: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def adapts(self, kind: str) -> bool:
         """Whether this type can adapt modules of that kind."""

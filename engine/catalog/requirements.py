@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from typing import Any
 from engine.catalog import sources
 from engine.catalog.adapter_types import AdapterType, adapter_type, adapter_types, fits, largest_fitting
 from engine.catalog.architectures import ModelEntry, models
+from engine.catalog.kinds.subject import Subject
 from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.strategies import strategy
 from engine.catalog.targets import TargetError, Targets, resolve
 from engine.result import Device
-from engine.spec import FreshAdapter, InitSpec, SavedAdapter, Spec, SpecError
+from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, SavedAdapter, Spec, SpecError
 
 _MODEL_TYPES_FILE = Path(__file__).parent / "model_types.json"
 # LoRA's options that its wrapper of fused experts does not have, with what is wrong.
@@ -86,30 +89,63 @@ def problems(spec: Spec, devices: Sequence[Device], groups: Sequence[ModuleGroup
         devices: the devices of this machine.
         groups: the model's modules; None where they are not known yet. A bundled model's are known here.
     """
+    if isinstance(spec, MergeFilesSpec):
+        return list(importlib.import_module("engine.catalog.kinds.merge_files").problems(spec))
     found: list[SpecError] = []
     facts: ModelEntry | LocalModel | None = None
     try:
         facts = model_facts(spec.model)
     except sources.SourceError as error:
         found.append(SpecError("model", str(error)))
-    if not isinstance(spec, InitSpec):
+    if isinstance(spec, InspectSpec):
         return found
     if isinstance(facts, ModelEntry):
         groups = facts.groups
     found += _weight_problems(spec, facts)
     found += _device_problems(spec, devices)
     found += _attention_problems(spec, facts)
-    if isinstance(spec.adapter, FreshAdapter):
-        found += _fresh_problems(spec.adapter, facts, groups)
-        found += _strategy_problems(spec, spec.adapter.options, devices)
-    else:
-        config, broken = _read_saved(spec.adapter)
-        found += [broken] if broken else _saved_problems(spec.adapter, config, facts, groups)
-        found += [] if broken else _strategy_problems(spec, config, devices)
+    subject, own = _subject(spec, facts, groups, devices)
+    found += own
+    if own and subject.adapter_type is None:
+        # What the adapter is cannot be told, so nothing more can be said of what it needs.
+        return found
+    found += _strategy_problems(spec, subject)
+    found += importlib.import_module(f"engine.catalog.kinds.{spec.kind}").problems(spec, subject)
     return found
 
 
-def _weight_problems(spec: InitSpec, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
+def _subject(
+    spec: Measured,
+    facts: ModelEntry | LocalModel | None,
+    groups: Sequence[ModuleGroup] | None,
+    devices: Sequence[Device],
+) -> tuple[Subject, list[SpecError]]:
+    """What is known of the spec's surroundings, and what is wrong with its adapter by itself."""
+    config = None if facts is None else facts.config
+    adapter = spec.adapter
+    if adapter is None:
+        return Subject(config, groups, None, {}, devices), []
+    if isinstance(adapter, FreshAdapter):
+        entry = adapter_type(adapter.type)
+        found = list(_fresh_problems(adapter, facts, groups)) + list(_cannot(spec, "adapter.type", entry))
+        return Subject(config, groups, entry, adapter.options, devices), found
+    options, broken = _read_saved(adapter)
+    if broken:
+        return Subject(config, groups, None, {}, devices), [broken]
+    known = adapter_types().get(str(options.get("peft_type") or "").lower())
+    found = list(_saved_problems(adapter, options, facts, groups))
+    found += list(_cannot(spec, "adapter.path", known)) if known else []
+    return Subject(config, groups, known, options, devices), found
+
+
+def _cannot(spec: Measured, field: str, entry: AdapterType) -> Iterator[SpecError]:
+    """What PEFT does not offer for this type."""
+    reason = entry.cannot.get(spec.kind)
+    if reason is not None and entry.unavailable_reason is None:
+        yield SpecError(field, f"{entry.label} has no {spec.kind}: {reason}")
+
+
+def _weight_problems(spec: Measured, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
     if spec.weights != "pretrained":
         return
     if isinstance(facts, ModelEntry):
@@ -121,7 +157,7 @@ def _weight_problems(spec: InitSpec, facts: ModelEntry | LocalModel | None) -> I
         yield SpecError("weights", f"{facts.id} {where}; use synthetic")
 
 
-def _device_problems(spec: InitSpec, devices: Sequence[Device]) -> Iterator[SpecError]:
+def _device_problems(spec: Measured, devices: Sequence[Device]) -> Iterator[SpecError]:
     device = next((device for device in devices if device.id == spec.device), None)
     if device is None:
         here = ", ".join(device.id for device in devices) or "no device"
@@ -130,7 +166,7 @@ def _device_problems(spec: InitSpec, devices: Sequence[Device]) -> Iterator[Spec
         yield SpecError("dtype", f"{device.name} cannot compute in {spec.dtype}; it has {', '.join(device.dtypes)}")
 
 
-def _attention_problems(spec: InitSpec, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
+def _attention_problems(spec: Measured, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
     if isinstance(facts, ModelEntry) and spec.attention not in facts.attention:
         yield SpecError("attention", f"{facts.label} has no {spec.attention}; it has {', '.join(facts.attention)}")
     elif spec.attention == "flash_attention_2":
@@ -284,18 +320,28 @@ def _matches(groups: Sequence[ModuleGroup], wanted: str | tuple[str, ...]) -> bo
 # --- strategies -------------------------------------------------------------------------------------------------------
 
 
-def _strategy_problems(spec: InitSpec, options: Mapping[str, Any], devices: Sequence[Device]) -> Iterator[SpecError]:
+def _strategy_problems(spec: Measured, subject: Subject) -> Iterator[SpecError]:
     way = strategy(spec.kind, spec.strategy)
-    if "dora" in way.needs and options.get("use_dora") is not True:
+    if "lora" in way.needs and (subject.adapter_type is None or subject.adapter_type.id != "lora"):
+        label = subject.adapter_type.label if subject.adapter_type else "the bare model"
+        yield SpecError("strategy", f"{way.id} works on LoRA and its forms, not on {label}; use stock")
+    elif "dora" in way.needs and not subject.is_dora:
         yield SpecError("strategy", f"{way.id} replaces a step that only DoRA has; use stock, or set use_dora")
-    if "gpu" in way.needs and not any(device.kind == "cuda" for device in devices):
+    if "gpu" in way.needs and not any(device.kind == "cuda" for device in subject.devices):
         yield SpecError("strategy", f"{way.id} needs a GPU, and this machine has none")
-    if "zero_b" in way.needs and not _leaves_b_at_zero(options):
+    if "compiler" in way.needs and not has_compiler():
+        yield SpecError("strategy", f"{way.id} needs a C++ compiler (g++ or clang++), and this machine has none")
+    if "zero_b" in way.needs and not _leaves_b_at_zero(subject.options):
         yield SpecError(
             "strategy",
-            f"{way.id} needs B to be zero, and init_lora_weights {options['init_lora_weights']!r} fills it; "
+            f"{way.id} needs B to be zero, and init_lora_weights {subject.options['init_lora_weights']!r} fills it; "
             "use factored_norm",
         )
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler on this machine."""
+    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
 def _leaves_b_at_zero(options: Mapping[str, Any]) -> bool:

@@ -9,7 +9,8 @@ from engine.jobs.outcome import Outcome
 from engine.result import Progress
 from engine.spec import Spec
 
-JOBS: Mapping[str, str] = {"init": "engine.jobs.init", "inspect": "engine.jobs.inspect"}
+KINDS = ("init", "merge", "train", "inference", "inspect", "merge_files")
+JOBS: Mapping[str, str] = {kind: f"engine.jobs.{kind}" for kind in KINDS}
 """Kind of a spec -> the module that runs it."""
 
 

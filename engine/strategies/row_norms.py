@@ -116,10 +116,11 @@ def _bfloat16_norms(
     del parts
     products = torch.mm(lora_a, weight.T).T
     gram = a_columns.T @ a_columns
-    for rows in _slices(lora_b.shape[0], lora_b.shape[1] * 4):
+    for rows in _slices(lora_b.shape[0], lora_b.shape[1] * 8):
         b = lora_b[rows].float()
-        cross = products[rows] * b
-        total = squares[rows] + cross.sum(1).mul_(2 * scaling) + (b @ gram).mul_(b).sum(1).mul_(scaling**2)
+        total = (b @ gram).mul_(b).sum(1).mul_(scaling**2).add_(squares[rows])
+        cross = b.mul_(products[rows])
+        total += cross.sum(1).mul_(2 * scaling)
         # Written so that it holds for NaN too, which infinite terms of either sign leave behind.
         unsure[rows] |= ~(cross.abs_().sum(1).mul_(abs(scaling)) <= total * _LARGEST_CROSS_SHARE)
         unsure[rows] |= ~(total >= squares[rows] * _CANCELLATION)
