@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from db.session import DatabaseError, home, open_database
 from engine import catalog
 from engine.executors import ExecutorError
+from engine.result import Progress
 from engine.spec import MEASURED_KINDS, InspectSpec, Measured, MergeFilesSpec, SpecError, parse_spec, spec_hash
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("spec", metavar="SPEC.json|-", help="a file with the spec, or - for standard input")
     inspect = add("inspect", _inspect, "list a model's adaptable modules, shapes, counts and parameter totals")
     inspect.add_argument("model", metavar="MODEL", help="a bundled model, a folder with a config.json, or a hub id")
+    merging = add("merge", _merge, "merge a LoRA or DoRA checkpoint into a model's files, from disk to disk")
+    merging.add_argument("base", metavar="BASE", help="folder of the model: config.json and safetensors")
+    merging.add_argument("adapter", metavar="ADAPTER", help="folder of the adapter as PEFT saved it")
+    merging.add_argument("out", metavar="OUT", help="folder to make; what an interrupted merge left there is resumed")
     add("catalog", _catalog, "list models, adapter types, strategies and the devices here")
     supervise = add("supervise", _supervise, "claim and run queued runs until stopped")
     supervise.add_argument(
@@ -161,6 +166,46 @@ def _executor() -> LocalExecutor:
     if method not in _START_METHODS:
         raise BadInput(f"PEFT_LAB_START_METHOD: must be {' or '.join(_START_METHODS)}, not {method!r}")
     return LocalExecutor("spawn" if method == "spawn" else "forkserver")
+
+
+# --- merging files ----------------------------------------------------------------------------------------------------
+
+
+def _merge(options: argparse.Namespace) -> int:
+    spec = parse_spec({"kind": "merge_files", "base": options.base, "adapter": options.adapter, "out": options.out})
+    assert isinstance(spec, MergeFilesSpec)
+    from engine.catalog.kinds.merge_files import problems
+
+    # Before the libraries are imported, which takes seconds.
+    for problem in problems(spec):
+        raise problem
+    from engine.jobs.merge_files import MergeStopped, merge
+
+    try:
+        document = merge(spec, _progress_printer())
+    except MergeStopped as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    print(json.dumps(document))
+    return DONE
+
+
+def _progress_printer(every_s: float = 1.0) -> Callable[[Progress], None]:
+    """Prints where a job is on stderr: each phase at once, its steps every so often."""
+    start_s = last_s = time.monotonic()
+    phase = ""
+
+    def show(progress: Progress) -> None:
+        nonlocal last_s, phase
+        now_s = time.monotonic()
+        if progress.phase == phase and now_s - last_s < every_s:
+            return
+        phase, last_s = progress.phase, now_s
+        steps = f" {progress.done} of {progress.total}" if progress.total else ""
+        left = f", about {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+        print(f"{now_s - start_s:7.1f} s  {phase}{steps}{left}", file=sys.stderr)
+
+    return show
 
 
 # --- looking --------------------------------------------------------------------------------------------------------
