@@ -1,7 +1,7 @@
-"""List what a model offers to adapt, build a PEFT config from a spec, attach it, and put the model back as it was.
+"""Build a PEFT config from a spec and attach it, and count what that added.
 
 Attaching is plain PEFT; nothing here is faster or slower than PEFT itself (that is ``engine.strategies``).
-Builds no model.
+Builds no model. What a model offers is listed by ``engine.module_groups``, and ``engine.snapshots`` puts it back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import re
 import typing
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,172 +20,44 @@ from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import transformers_weight_conversion
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from engine import catalog
 from engine.catalog import targets
 from engine.catalog.adapter_types import largest_fitting
-from engine.catalog.modules import Kind, ModuleGroup
-from engine.catalog.roles import role_of
-from engine.spec import FreshAdapter, SavedAdapter, SpecError
+from engine.catalog.modules import ModuleGroup
+from engine.module_groups import list_groups as list_groups
+from engine.snapshots import Snapshot as Snapshot
+from engine.snapshots import snapshot as snapshot
+from engine.spec import FreshAdapter, SavedAdapter, SpecError, Task
 
 OnModule = Callable[[str], None]
-
-
-# --- what a model offers ----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """One adaptable module, before modules are grouped."""
-
-    name: str
-    kind: Kind
-    in_features: int
-    out_features: int
-    experts: int
-    tied: bool
-    is_head: bool
-
-    @property
-    def template(self) -> str:
-        """The name with its first two numeric parts replaced by "{}"."""
-        return _template(self.name)
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        return tuple(int(part) for part in self.name.split(".") if part.isdecimal())[:2]
-
-
-def _template(name: str) -> str:
-    parts = name.split(".")
-    for position in [place for place, part in enumerate(parts) if part.isdecimal()][:2]:
-        parts[position] = "{}"
-    return ".".join(parts)
-
-
-def list_groups(model: PreTrainedModel) -> list[ModuleGroup]:
-    """The model's adaptable modules, grouped by name and shape, in the order of the model's own modules.
-
-    Linear, Conv1D and embedding layers, and the 3-D parameters of fused experts. Works on ``meta`` as on real weights.
-    """
-    by_key: dict[tuple[Any, ...], list[_Found]] = {}
-    for module in _adaptable(model):
-        key = (
-            module.template,
-            module.kind,
-            module.in_features,
-            module.out_features,
-            module.experts,
-            module.tied,
-            module.is_head,
-        )
-        by_key.setdefault(key, []).append(module)
-    every_template = {_template(name) for name, _ in model.named_modules()} | {key[0] for key in by_key}
-    groups = []
-    for modules in by_key.values():
-        first = modules[0]
-        name = _short_name(first.template, every_template, least_parts=2 if first.kind == "experts" else 1)
-        role = "lm_head" if first.is_head else role_of(first.template, first.kind, first.out_features)
-        for path, layers, inner in _index_sets(modules):
-            groups.append(
-                ModuleGroup(
-                    name=name,
-                    kind=first.kind,
-                    role=role,
-                    in_features=first.in_features,
-                    out_features=first.out_features,
-                    path=path,
-                    layers=layers,
-                    inner=inner,
-                    experts=first.experts,
-                    tied=first.tied,
-                )
-            )
-    return groups
-
-
-def _adaptable(model: PreTrainedModel) -> Iterator[_Found]:
-    uses = Counter(
-        id(parameter)
-        for module in model.modules()
-        for parameter in module._parameters.values()
-        if parameter is not None
-    )
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
-            tied = uses[id(module.weight)] > 1
-            if isinstance(module, nn.Linear):
-                kind, sizes = "Linear", (module.in_features, module.out_features)
-            elif isinstance(module, nn.Embedding):
-                kind, sizes = "Embedding", (module.num_embeddings, module.embedding_dim)
-            else:
-                kind, sizes = "Conv1D", (module.weight.shape[0], module.weight.shape[1])
-            yield _Found(name, typing.cast(Kind, kind), *sizes, experts=1, tied=tied, is_head=module is head)
-        elif not isinstance(module, nn.modules.conv._ConvNd):
-            for parameter_name, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim == 3:
-                    sizes = (parameter.shape[1], parameter.shape[2])
-                    # As PEFT reads it: (experts, out, in) unless the module says that it is transposed.
-                    if not getattr(module, "is_transposed", False):
-                        sizes = sizes[::-1]
-                    yield _Found(
-                        f"{name}.{parameter_name}",
-                        "experts",
-                        *sizes,
-                        experts=parameter.shape[0],
-                        tied=False,
-                        is_head=False,
-                    )
-
-
-def _short_name(template: str, every_template: set[str], least_parts: int) -> str:
-    """The shortest ending without a layer index that no other module's name has, else the longest ending there is."""
-    parts = template.split(".")
-    usable = parts[max((place + 1 for place, part in enumerate(parts) if part == "{}"), default=0) :]
-    for length in range(min(least_parts, len(usable)), len(usable) + 1):
-        name = ".".join(usable[-length:])
-        if not any(other != template and (other == name or other.endswith(f".{name}")) for other in every_template):
-            return name
-    return ".".join(usable)
-
-
-def _index_sets(modules: Sequence[_Found]) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Path template, layers and inner indices such that each yield names exactly layers x inner."""
-    depth = len(modules[0].indices)
-    if depth == 0:
-        yield modules[0].name, (), ()
-    elif depth == 1:
-        yield modules[0].template, tuple(module.indices[0] for module in modules), ()
-    else:
-        inner_of: dict[int, list[int]] = {}
-        for module in modules:
-            inner_of.setdefault(module.indices[0], []).append(module.indices[1])
-        layers_of: dict[tuple[int, ...], list[int]] = {}
-        for layer, inner in inner_of.items():
-            layers_of.setdefault(tuple(inner), []).append(layer)
-        for inner_indices, layers in layers_of.items():
-            yield modules[0].template, tuple(layers), inner_indices
+_TASK_TYPES: Mapping[Task, TaskType] = {
+    "causal_lm": TaskType.CAUSAL_LM,
+    "sequence_classification": TaskType.SEQ_CLS,
+}
 
 
 # --- from a spec to PEFT's config -------------------------------------------------------------------------------------
 
 
 def peft_config(
-    adapter: FreshAdapter, groups: Sequence[ModuleGroup], runtime: Mapping[str, Any] | None = None
+    adapter: FreshAdapter,
+    groups: Sequence[ModuleGroup],
+    runtime: Mapping[str, Any] | None = None,
+    task: Task = "causal_lm",
 ) -> PeftConfig:
     """PEFT's config object for a fresh adapter on a model with these groups.
 
-    ``runtime`` holds further fields of the config class that a strategy sets, such as ``runtime_config``.
+    ``runtime`` holds further fields of the config class that a strategy sets, such as ``runtime_config``. For the task
+    ``sequence_classification`` PEFT also trains the classification head, where the type has ``modules_to_save``.
 
     Raises:
         SpecError: one sentence, when the targets cannot be resolved or PEFT refuses the fields.
     """
     entry = catalog.adapter_type(adapter.type)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(entry.peft_type)]
-    values: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM, **entry.engine_defaults}
+    values: dict[str, Any] = {"task_type": _TASK_TYPES[task], **entry.engine_defaults}
     common = {"rank": adapter.rank, "alpha": _whole(adapter.alpha), "dropout": adapter.dropout}
     values |= {peft_name: common[name] for name, peft_name in entry.common_fields.items()}
     if entry.targets_modules:
@@ -199,6 +70,8 @@ def peft_config(
         }
     hints = typing.get_type_hints(config_class)
     values |= {name: _as_peft_wants(value, hints[name]) for name, value in adapter.options.items()}
+    if entry.id == "cpt":
+        values |= _example_of(len(values["cpt_token_ids"]))
     values |= runtime or {}
     try:
         return config_class(**values)
@@ -221,6 +94,14 @@ def _target_fields(
         feed_forward = [group for group in chosen.groups if group.role == "mlp"]
         values["feedforward_modules"] = list(targets.names_of(groups, feed_forward).names)
     return values
+
+
+def _example_of(tokens: int) -> dict[str, Any]:
+    """What CPT has to be told of its tokens: they are one example, whose last token is the answer.
+
+    With PEFT's own defaults the loss of CPT counts no token at all and is NaN.
+    """
+    return {"cpt_mask": [1] * tokens, "cpt_tokens_type_mask": [2] * (tokens - 1) + [4]}
 
 
 def resolve_targets(
@@ -363,81 +244,7 @@ def _one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:240].rstrip(".")
 
 
-# --- putting the model back -------------------------------------------------------------------------------------------
-
-
-class Snapshot:
-    """A model's module tree, flags, hooks and configs as they were.
-
-    No weight is copied, but each parameter's storage is kept alive, so that initialisations which replace a base weight
-    (PiSSA) can be undone. Only where the adapter writes into the base weights themselves are they copied.
-    """
-
-    def __init__(self, model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None = None) -> None:
-        self._modules = [(module, _contents(module.__dict__)) for module in model.modules()]
-        self._parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
-        self._copies = (
-            [parameter.data.clone() for parameter in model.parameters()] if _writes_into_weights(model, adapter) else []
-        )
-        configs: dict[int, PretrainedConfig] = {}
-        for module in model.modules():
-            _collect_configs(module.__dict__, configs)
-        self._configs = [(config, _contents(config.__dict__)) for config in configs.values()]
-
-    def restore(self) -> None:
-        """Put everything back; may be called any number of times."""
-        for module, contents in self._modules:
-            _put_back(module.__dict__, contents)
-        for config, contents in self._configs:
-            _put_back(config.__dict__, contents)
-        for parameter, data, requires_grad in self._parameters:
-            parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-        for (_, data, _), copy in zip(self._parameters, self._copies, strict=bool(self._copies)):
-            data.copy_(copy)
-
-
-def snapshot(model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None = None) -> Snapshot:
-    """Remember a model before ``adapter`` is attached; :meth:`Snapshot.restore` undoes the attaching."""
-    return Snapshot(model, adapter)
-
-
-def _writes_into_weights(model: PreTrainedModel, adapter: FreshAdapter | SavedAdapter | None) -> bool:
-    """OLoRA subtracts its start from the weight itself where the weight is float32, and from a new tensor elsewhere."""
-    if not isinstance(adapter, FreshAdapter) or model.dtype != torch.float32:
-        return False
-    return adapter.options.get("init_lora_weights") in ("olora", "orthogonal")
-
-
-_Contents = dict[str, tuple[Any, Any]]
-
-
-def _contents(attributes: Mapping[str, Any]) -> _Contents:
-    """Each attribute with a shallow copy of it where it is a container that could be changed in place."""
-    return {
-        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
-        for name, value in attributes.items()
-    }
-
-
-def _put_back(attributes: dict[str, Any], contents: _Contents) -> None:
-    for name in attributes.keys() - contents.keys():
-        del attributes[name]
-    for name, (value, copy) in contents.items():
-        attributes[name] = value
-        if isinstance(value, list):
-            value[:] = copy
-        elif isinstance(value, dict | set):
-            value.clear()
-            value.update(copy)
-
-
-def _collect_configs(attributes: Mapping[str, Any], found: dict[int, PretrainedConfig]) -> None:
-    for value in attributes.values():
-        if isinstance(value, PretrainedConfig) and id(value) not in found:
-            found[id(value)] = value
-            _collect_configs(value.__dict__, found)
+# --- counting ---------------------------------------------------------------------------------------------------------
 
 
 def parameter_count(model: nn.Module) -> int:

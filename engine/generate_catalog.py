@@ -23,11 +23,12 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from engine.adapters import list_groups, parameter_count
+from engine.adapters import parameter_count
 from engine.catalog.adapter_types import ADAPTERS_FILE
 from engine.catalog.architectures import MODELS_FOLDER
 from engine.inspection import dimensions
 from engine.models import build_meta, supported_attention
+from engine.module_groups import list_groups
 
 FACTS_FILE = ADAPTERS_FILE.with_name("adapter_facts.json")
 MODEL_TYPES_FILE = ADAPTERS_FILE.with_name("model_types.json")
@@ -93,8 +94,12 @@ def _adapter_document(
     for name, field in fields.items():
         if name in refused or name in common.values():
             continue
-        entry = _field_entry(field, hints[name])
-        entry |= facts["field_rules"].get(name, {}) | own.get("fields", {}).get(name, {})
+        entry = _field_entry(field, hints[name], facts["help"])
+        rules = facts["field_rules"].get(name, {}) | own.get("fields", {}).get(name, {})
+        nested = rules.pop("nested", {})
+        entry |= rules
+        if nested:
+            entry["fields"] = _nested_fields(hints[name], nested, facts["help"])
         if "fits" in entry:
             # PEFT's default may not fit a model's layers; null stands for the largest up to it that does.
             entry |= {"default": None, "nullable": True}
@@ -121,14 +126,39 @@ def _adapter_document(
         "model_types": _MODEL_TYPES.get(own.get("model_types"), []),
         "rank_bounded": own.get("rank_bounded", True),
         "unavailable_reason": own.get("unavailable_reason"),
-        "cannot": own.get("cannot", {}),
+        **_abilities(facts, own),
+        "data": own.get("data"),
         "engine_defaults": defaults,
         "refused_fields": refused,
         "fields": entries,
     }
 
 
-def _field_entry(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+def _abilities(facts: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What the type cannot do, altogether and in some forms; what cannot be merged cannot be unmerged either."""
+    merged = facts["cannot"] | own.get("cannot", {})
+    every = {what: reason for what, reason in merged.items() if reason is not None}
+    return {
+        "cannot": _with_unmerge(every),
+        "cannot_when": [{**case, "cannot": _with_unmerge(case["cannot"])} for case in own.get("cannot_when", [])],
+    }
+
+
+def _with_unmerge(cannot: dict[str, str]) -> dict[str, str]:
+    return {**cannot, **({"unmerge": cannot["merge"]} if "merge" in cannot else {})}
+
+
+def _nested_fields(hint: Any, rules: dict[str, Any], our_help: dict[str, str]) -> list[dict[str, Any]]:
+    """The fields of a config that is one field of another."""
+    nested = next(part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part))
+    hints = typing.get_type_hints(nested)
+    return [
+        _field_entry(field, hints[field.name], our_help) | rules.get(field.name, {})
+        for field in dataclasses.fields(nested)
+    ]
+
+
+def _field_entry(field: dataclasses.Field[Any], hint: Any, our_help: dict[str, str]) -> dict[str, Any]:
     default = _plain(field.default if field.default is not dataclasses.MISSING else None)
     if field.default_factory is not dataclasses.MISSING:
         default = _plain(field.default_factory())
@@ -141,7 +171,8 @@ def _field_entry(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         "name": field.name,
         "type": kind,
         "default": default,
-        "help": _first_sentence(help_text),
+        # PEFT's help explains to someone who reads its code, and often at length.
+        "help": our_help.get(field.name) or _first_sentence(help_text),
         "nullable": nullable,
     }
     if choices:
@@ -175,7 +206,7 @@ def _describe(hint: Any) -> tuple[str, list[Any], bool]:
         values += [member.value for part in enums for member in part]
         return "choice", [True, False, *values] if bool in parts else values, nullable
     if nested:
-        return "mapping", [field.name for part in nested for field in dataclasses.fields(part)], nullable
+        return "mapping", [], nullable
     origins = {typing.get_origin(part) or part for part in parts}
     arguments = {argument for part in parts for argument in typing.get_args(part)}
     if dict in origins and list not in origins:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.catalog.adapter_types import AdapterType, FieldEntry, adapter_type, adapter_types, check_options
+from engine.catalog.abilities import cannot
+from engine.catalog.adapter_types import AdapterType, FieldEntry, adapter_type, adapter_types
 from engine.catalog.architectures import ModelEntry, model, models
 from engine.catalog.choices import AdapterChoice, adapter_choices, adapter_label
 from engine.catalog.lookup import UnknownEntry
 from engine.catalog.modules import ModuleGroup
+from engine.catalog.options import check_options
 from engine.catalog.strategies import Strategy, strategies, strategy
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "adapter_label",
     "adapter_type",
     "adapter_types",
+    "cannot",
     "check_options",
     "model",
     "models",

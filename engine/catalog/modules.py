@@ -22,7 +22,8 @@ class ModuleGroup:
     ``name`` is the shortest dotted ending that tells the group from the model's other groups ("q_proj"; GPT-2 has
     "attn.c_proj" and "mlp.c_proj"). ``path`` is the full module name with "{}" in place of the layer's index, and of
     the expert's where experts are modules of their own (``inner``). A group of kind "experts" stands for one 3-D
-    parameter that holds all ``experts`` matrices of a layer; its path ends in the parameter's name.
+    parameter that holds all ``experts`` matrices of a layer; its path ends in the parameter's name. ``bias`` says
+    whether the modules have a bias, None where that is not known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModuleGroup:
     inner: tuple[int, ...] = ()
     experts: int = 1
     tied: bool = False
+    bias: bool | None = None
 
     @property
     def count(self) -> int:

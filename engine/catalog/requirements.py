@@ -17,26 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.catalog import sources
-from engine.catalog.adapter_types import AdapterType, adapter_type, adapter_types, fits, largest_fitting
+from engine.catalog.adapter_requirements import ability_problems, adapter_problems, saved_options
+from engine.catalog.adapter_types import adapter_types
 from engine.catalog.architectures import ModelEntry, models
 from engine.catalog.kinds.subject import Subject
 from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.strategies import strategy
-from engine.catalog.targets import TargetError, Targets, resolve
 from engine.result import Device
-from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, SavedAdapter, Spec, SpecError
+from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, Spec, SpecError
 
 _MODEL_TYPES_FILE = Path(__file__).parent / "model_types.json"
-# LoRA's options that its wrapper of fused experts does not have, with what is wrong.
-_NOT_ON_EXPERTS = (
-    "use_dora",
-    "lora_bias",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "alora_invocation_tokens",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,23 +117,17 @@ def _subject(
     if adapter is None:
         return Subject(config, groups, None, {}, devices), []
     if isinstance(adapter, FreshAdapter):
-        entry = adapter_type(adapter.type)
-        found = list(_fresh_problems(adapter, facts, groups)) + list(_cannot(spec, "adapter.type", entry))
-        return Subject(config, groups, entry, adapter.options, devices), found
-    options, broken = _read_saved(adapter)
-    if broken:
-        return Subject(config, groups, None, {}, devices), [broken]
-    known = adapter_types().get(str(options.get("peft_type") or "").lower())
-    found = list(_saved_problems(adapter, options, facts, groups))
-    found += list(_cannot(spec, "adapter.path", known)) if known else []
-    return Subject(config, groups, known, options, devices), found
-
-
-def _cannot(spec: Measured, field: str, entry: AdapterType) -> Iterator[SpecError]:
-    """What PEFT does not offer for this type."""
-    reason = entry.cannot.get(spec.kind)
-    if reason is not None and entry.unavailable_reason is None:
-        yield SpecError(field, f"{entry.label} has no {spec.kind}: {reason}")
+        field, name, options = "adapter.type", adapter.type, dict(adapter.options)
+    else:
+        options, broken = saved_options(adapter)
+        if broken:
+            return Subject(config, groups, None, {}, devices), broken
+        field, name = "adapter.path", str(options.get("peft_type") or "").lower()
+    entry = adapter_types().get(name)
+    found = list(adapter_problems(adapter, options, facts, groups))
+    if entry is not None and not found:
+        found = list(ability_problems(spec, field, entry, options, groups))
+    return Subject(config, groups, entry, options, devices), found
 
 
 def _weight_problems(spec: Measured, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
@@ -178,143 +163,6 @@ def _attention_problems(spec: Measured, facts: ModelEntry | LocalModel | None) -
             yield SpecError(
                 "attention", "flash_attention_2 needs the package flash-attn, which is not installed; use sdpa"
             )
-
-
-# --- fresh adapters ---------------------------------------------------------------------------------------------------
-
-
-def _fresh_problems(
-    adapter: FreshAdapter, facts: ModelEntry | LocalModel | None, groups: Sequence[ModuleGroup] | None
-) -> Iterator[SpecError]:
-    entry = adapter_type(adapter.type)
-    yield from _type_problems("adapter.type", entry, facts)
-    for field in entry.fields:
-        value = adapter.options.get(field.name, field.default)
-        if field.divides_rank and value and adapter.rank is not None and adapter.rank % value:
-            yield SpecError("adapter.rank", f"{adapter.rank} must be a multiple of {field.name} ({value})")
-    if adapter.options.get("use_dora") and adapter.options.get("lora_bias"):
-        yield SpecError("adapter.options.lora_bias", "cannot be combined with use_dora")
-    if not entry.targets_modules or groups is None or adapter.target_modules is None:
-        return
-    try:
-        chosen = resolve(groups, adapter.target_modules, facts.label if facts else "this model")
-    except TargetError as error:
-        yield SpecError("adapter.target_modules", str(error))
-        return
-    yield from _kind_problems(adapter, entry, chosen)
-    yield from _size_problems(adapter, entry, chosen)
-
-
-def _type_problems(field: str, entry: AdapterType, facts: ModelEntry | LocalModel | None) -> Iterator[SpecError]:
-    if entry.unavailable_reason:
-        yield SpecError(field, f"{entry.label} cannot be measured here: it {entry.unavailable_reason}")
-    elif facts is not None and entry.model_types and facts.model_type not in entry.model_types:
-        known = ", ".join(entry.model_types)
-        yield SpecError(field, f"PEFT has {entry.label} for the model types {known}, not for {facts.model_type}")
-
-
-def _kind_problems(adapter: FreshAdapter, entry: AdapterType, chosen: Targets) -> Iterator[SpecError]:
-    misfits = [group for group in chosen.groups if not entry.adapts(group.kind)]
-    if misfits:
-        names = ", ".join(group.name for group in misfits)
-        what = "fused experts" if misfits[0].kind == "experts" else f"{misfits[0].kind} layers"
-        yield SpecError("adapter.target_modules", f"{entry.label} cannot adapt {what} ({names})")
-        return
-    experts = ", ".join(group.name for group in chosen.groups if group.kind == "experts")
-    if not experts:
-        return
-    if adapter.options.get("use_dora"):
-        yield SpecError(
-            "adapter.options.use_dora", f"DoRA cannot adapt fused experts ({experts}); target other modules"
-        )
-    if adapter.dropout:
-        yield SpecError("adapter.dropout", f"must be 0 where fused experts are adapted ({experts})")
-    for option in _NOT_ON_EXPERTS[1:]:
-        if adapter.options.get(option):
-            yield SpecError(
-                f"adapter.options.{option}", f"does not work on fused experts ({experts}); target other modules"
-            )
-
-
-def _size_problems(adapter: FreshAdapter, entry: AdapterType, chosen: Targets) -> Iterator[SpecError]:
-    smallest = min(chosen.groups, key=lambda group: min(group.in_features, group.out_features))
-    limit = min(smallest.in_features, smallest.out_features)
-    if adapter.rank is not None and entry.rank_bounded and adapter.rank > limit:
-        yield SpecError(
-            "adapter.rank",
-            f"{adapter.rank} is larger than the smallest matched layer "
-            f"({smallest.name}, {smallest.out_features} x {smallest.in_features}); at most {limit}",
-        )
-    for field in entry.fields:
-        value = adapter.options.get(field.name)
-        if not field.fits or not isinstance(value, int):
-            continue
-        misfit = next((group for group in chosen.groups if not fits(field, value, group)), None)
-        if misfit is not None:
-            must = "exceeds the weight of" if field.fits == "elements" else "does not divide"
-            best = largest_fitting(dataclasses.replace(field, fits_up_to=value), chosen.groups)
-            yield SpecError(
-                f"adapter.options.{field.name}",
-                f"{value} {must} {misfit.name} ({misfit.out_features} x {misfit.in_features}); {best} would fit",
-            )
-
-
-# --- saved adapters ---------------------------------------------------------------------------------------------------
-
-
-def _read_saved(adapter: SavedAdapter) -> tuple[dict[str, Any], SpecError | None]:
-    folder = Path(adapter.path)
-    if not folder.is_dir():
-        return {}, SpecError("adapter.path", f"{folder} is not a folder")
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return {}, SpecError("adapter.path", f"the folder {folder} has no adapter_config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, SpecError("adapter.path", f"the adapter_config.json in {folder} cannot be read ({str(error)[:120]})")
-    if not isinstance(config, dict):
-        return {}, SpecError("adapter.path", f"the adapter_config.json in {folder} is not a JSON object")
-    return config, None
-
-
-def _saved_problems(
-    adapter: SavedAdapter,
-    config: Mapping[str, Any],
-    facts: ModelEntry | LocalModel | None,
-    groups: Sequence[ModuleGroup] | None,
-) -> Iterator[SpecError]:
-    kind = str(config.get("peft_type") or "").lower()
-    entry = adapter_types().get(kind)
-    if entry is None:
-        guess = nearest(kind, adapter_types()) if kind else "LORA"
-        yield SpecError(
-            "adapter.path", f"{adapter.path} has the adapter type {kind.upper() or 'none'}; PEFT's nearest is {guess}"
-        )
-        return
-    yield from _type_problems("adapter.path", entry, facts)
-    if not (Path(adapter.path) / "adapter_model.safetensors").is_file():
-        yield SpecError("adapter.path", f"the folder {adapter.path} has no adapter_model.safetensors")
-    if config.get("tokenizer_kwargs"):
-        yield SpecError("adapter.path", f"the adapter in {adapter.path} asks for a tokenizer with settings of its own")
-    wanted = config.get("target_modules")
-    if groups is None or not wanted or not entry.targets_modules:
-        return
-    try:
-        # PEFT takes what matches of a saved list and ignores the rest, so one match is enough.
-        names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
-        alternatives = [wanted] if isinstance(wanted, str) else [(name,) for name in names]
-        if not any(_matches(groups, alternative) for alternative in alternatives):
-            resolve(groups, alternatives[0], facts.label if facts else "this model")
-    except TargetError as error:
-        yield SpecError("adapter.path", f"the saved adapter does not fit: {error}")
-
-
-def _matches(groups: Sequence[ModuleGroup], wanted: str | tuple[str, ...]) -> bool:
-    try:
-        return bool(resolve(groups, wanted).groups)
-    except TargetError:
-        return False
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------
