@@ -129,7 +129,9 @@ class Supervisor:
             waiting = queue.queue_depth(db)
         if not waiting:
             return False
-        if not any(active.is_request for active in self._active.values()) and self._start(None, REQUEST_KINDS):
+        # One of each kind at once: someone who waits for an inspection need not wait for hours of merging files.
+        at_work = {active.spec["kind"] for active in self._active.values()}
+        if any(kind not in at_work and self._start(None, (kind,)) for kind in REQUEST_KINDS):
             return True
         for device in self._devices:
             if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
