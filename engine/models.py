@@ -1,4 +1,4 @@
-"""Build a causal language model from the catalog, a local folder or a hub id.
+"""Build a causal language model, or one with a classification head, from the catalog, a local folder or a hub id.
 
 Synthetic weights are tiles of one seeded block of normal numbers, written at memory speed; computed buffers (rotary
 frequencies and the like) are the model's own. Attaches no adapter and measures nothing. Remote code and pickled weights
@@ -12,17 +12,25 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from engine import catalog
 from engine.catalog import sources
+from engine.quantization import quantize
 from engine.result import Progress
-from engine.spec import Measured, SpecError
+from engine.spec import Measured, SpecError, Task
 
 # A prime number of elements: rows of a weight start at ever different places of the block, so no two rows are equal.
 BLOCK_ELEMENTS = 4_194_301
@@ -32,6 +40,16 @@ _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _HUGE_PAGE_BYTES = 2**21
 _PAGE_THREADS = 2
+CLASSES = 2
+"""The classes of a model for sequence classification."""
+_AUTO_CLASSES: dict[Task, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "sequence_classification": AutoModelForSequenceClassification,
+}
+_WHAT: dict[Task, str] = {
+    "causal_lm": "causal language model",
+    "sequence_classification": "model for sequence classification",
+}
 
 
 def model_config(name: str) -> PretrainedConfig:
@@ -55,7 +73,11 @@ def model_config(name: str) -> PretrainedConfig:
 
 
 def build_meta(
-    name: str, dtype: torch.dtype = torch.bfloat16, attention: str = "eager", config: PretrainedConfig | None = None
+    name: str,
+    dtype: torch.dtype = torch.bfloat16,
+    attention: str = "eager",
+    config: PretrainedConfig | None = None,
+    task: Task = "causal_lm",
 ) -> PreTrainedModel:
     """The model with its parameters on the ``meta`` device (ties kept) and its buffers computed for real.
 
@@ -63,9 +85,11 @@ def build_meta(
         SpecError: one sentence, when the model or the attention implementation cannot be built.
     """
     config = config or model_config(name)
+    if task == "sequence_classification":
+        _make_classifier(config)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
+            model = _AUTO_CLASSES[task].from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
     except ImportError as error:
@@ -73,10 +97,18 @@ def build_meta(
     except Exception as error:  # what impossible sizes raise depends on the model's own code
         if "attention implementation" in str(error):
             raise SpecError("attention", f"{name} has no {attention}; use eager") from None
-        raise SpecError("model", f"{name} cannot be built as a causal language model ({_one_line(error)})") from None
+        raise SpecError("model", f"{name} cannot be built as a {_WHAT[task]} ({_one_line(error)})") from None
     # init_empty_weights replaces parameters one by one, which parts tied ones.
     model.tie_weights()
     return model
+
+
+def _make_classifier(config: PretrainedConfig) -> None:
+    """Give a config what a classifier needs: the model finds each sequence's last token by the padding token."""
+    config.num_labels = CLASSES
+    text = config.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = config.pad_token_id = 0
 
 
 def supported_attention(model: PreTrainedModel) -> tuple[str, ...]:
@@ -92,9 +124,12 @@ def build_model(spec: Measured, report: Callable[[Progress], None] | None = None
         SpecError: one sentence, when the model cannot be built.
     """
     if spec.weights == "pretrained":
-        return _load_pretrained(spec)
-    model = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention)
-    _fill(model, torch.device(spec.device), spec.seed, report)
+        model = _load_pretrained(spec)
+    else:
+        model = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, task=spec.task)
+        _fill(model, torch.device(spec.device), spec.seed, report)
+    if spec.quantization is not None:
+        quantize(model, spec.quantization)
     return model.eval()
 
 
@@ -104,9 +139,14 @@ def _load_pretrained(spec: Measured) -> PreTrainedModel:
             "weights", f"{spec.model} is bundled without weights; use synthetic, or a local folder or hub id"
         )
     source, local = sources.weights_source(spec.model)
+    named = {}
+    if spec.task == "sequence_classification":
+        named["config"] = model_config(spec.model)
+        _make_classifier(named["config"])
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = _AUTO_CLASSES[spec.task].from_pretrained(
             source,
+            **named,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attention,
             use_safetensors=True,
@@ -118,7 +158,7 @@ def _load_pretrained(spec: Measured) -> PreTrainedModel:
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise SpecError("model", f"{spec.model} cannot be loaded from safetensors ({_one_line(error)})") from None
     model.to(torch.device(spec.device))  # type: ignore[arg-type]  # its decorator hides `to` being a method
-    return model.eval()
+    return model
 
 
 def _one_line(error: BaseException) -> str:
