@@ -1,11 +1,10 @@
 """Form fields that take several values, and the parsing of what people type into them.
 
-What is typed is only ever parsed as numbers, words or JSON, never evaluated. Bounds are checked by the spec.
+What is typed is only ever parsed as numbers or words, never evaluated. Bounds are checked by the spec.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -46,23 +45,6 @@ def parse_list(label: str, text: str, *, whole: bool) -> list[Any] | None:
     if not words:
         return None
     return list(parse_numbers(label, text, whole=True)) if whole else words
-
-
-def parse_mapping(label: str, text: str) -> dict[str, Any] | None:
-    """A JSON object; None for empty text.
-
-    Raises:
-        FieldError: when it is not one.
-    """
-    if not text.strip():
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise FieldError(f'{label}: must be a JSON object such as {{"q_proj": 32}}')
-    return value
 
 
 def numbers(
