@@ -22,11 +22,14 @@ class DevicePeaks:
 
     def increases(self) -> dict[str, int]:
         """The peaks since construction in bytes above the start; empty where nothing counts them."""
+        return {name: peak - self._start[name] for name, peak in self.peaks().items()}
+
+    def peaks(self) -> dict[str, int]:
+        """The peaks since construction in bytes, all that is on the device; empty where nothing counts them."""
         if not self._start:
             return {}
         torch.cuda.synchronize(self._device)
-        peaks = {
+        return {
             "allocated": torch.cuda.max_memory_allocated(self._device),
             "reserved": torch.cuda.max_memory_reserved(self._device),
         }
-        return {name: peak - self._start[name] for name, peak in peaks.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from types import TracebackType
 from typing import Self
@@ -47,3 +48,32 @@ class Timer:
             self.seconds = time.perf_counter() - self._start_s
         if self._was_collecting:
             gc.enable()
+
+
+class Laps:
+    """Seconds of consecutive parts of a block, without making the host wait for the device between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def mark(self, name: str) -> None:
+        """Say that the part called ``name`` begins now; the last mark only ends the part before it."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append((name, event))
+        else:
+            synchronize(self._device)
+            self._marks.append((name, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by name; parts of one name are added up. The device must have finished."""
+        totals: dict[str, float] = {}
+        for (name, start), (_, end) in itertools.pairwise(self._marks):
+            if isinstance(start, float) and isinstance(end, float):
+                taken = end - start
+            else:
+                taken = start.elapsed_time(end) / 1000  # type: ignore[union-attr, arg-type]
+            totals[name] = totals.get(name, 0.0) + taken
+        return totals

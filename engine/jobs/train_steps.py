@@ -1,0 +1,289 @@
+"""A model, its optimizer and its data, and one real training step of them, as specified or as stock.
+
+Builds and runs; measures nothing but the step it is asked to time. ``engine.jobs.train`` decides what is run when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from peft import TaskType
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engine import adapters
+from engine.measure.timing import Laps, Timer
+from engine.models import CLASSES, build_model
+from engine.result import Progress
+from engine.spec import FreshAdapter, Optimizer, SpecError, TrainSpec
+from engine.strategies import losses
+from engine.strategies import train as strategies
+
+Report = Callable[[Progress], None]
+LEARNING_RATE = 1e-4
+_ADAPTER = "default"
+_TASK_TYPES = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Side:
+    """One way to run the step: as specified (``variant`` None), or PEFT as it comes (``stock``)."""
+
+    variant: str | None
+    strategy: str = "stock"
+    gradient_checkpointing: bool = False
+    loss_chunks: int = 1
+    sequence_tiles: int = 1
+    own_adapter_dtype: bool = False
+
+    @property
+    def words(self) -> str:
+        """How the side is called in progress and in checks."""
+        return self.variant or "as specified"
+
+
+def sides_of(spec: TrainSpec) -> list[Side]:
+    """The side that was asked for, and the stock side beside it where they differ."""
+    section = spec.train
+    narrow = spec.adapter is not None and spec.adapter.adapter_dtype != "float32"
+    asked = Side(
+        None, spec.strategy, section.gradient_checkpointing, section.loss_chunks, section.sequence_tiles, narrow
+    )
+    stock = Side("stock")
+    return [asked] if dataclasses.replace(asked, variant="stock") == stock else [asked, stock]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of one step and of its parts, which add up to it but for the time between them."""
+
+    step_s: float
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Random tokens (batch, context) and what to predict from them: the tokens themselves, or a class each."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+class Watch(Protocol):
+    """What is told where a step is."""
+
+    def begin(self, part: str) -> None:
+        """A part of the step begins."""
+
+    def forward_ended(self, loss: Tensor) -> None:
+        """The loss is there, and all that the backward pass needs."""
+
+    def backward_ended(self) -> None:
+        """The gradients are there."""
+
+    def optimizer_ended(self, optimizer: torch.optim.Optimizer) -> None:
+        """The parameters are new, the gradients still there."""
+
+
+class Trainer:
+    """The model of a train spec with its adapter on, ready to take steps."""
+
+    def __init__(self, spec: TrainSpec, report: Report) -> None:
+        self.spec = spec
+        self.device = torch.device(spec.device)
+        report(Progress("building model"))
+        self.base = build_model(spec, report)
+        self.base_ids = {id(parameter) for parameter in self.base.parameters()}
+        report(Progress("attaching adapter"))
+        self.model: nn.Module = _attach(self.base, spec)
+        self.model.train()
+        self.batch = random_batch(self.base, spec, spec.train.batch_size, spec.train.context_length)
+        self.optimizers: dict[bool, torch.optim.Optimizer] = {}
+        self._compiled: Any = None
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def optimizer(self, side: Side) -> torch.optim.Optimizer:
+        """The optimizer of a side. Sides share one unless they train in different dtypes."""
+        if side.own_adapter_dtype not in self.optimizers:
+            self.optimizers[side.own_adapter_dtype] = make_optimizer(self.spec.train.optimizer, self.trained)
+        return self.optimizers[side.own_adapter_dtype]
+
+    def step(self, side: Side) -> StepTimes:
+        """One timed step of a side."""
+        with self.active(side):
+            return self.step_as_is(side)
+
+    def step_as_is(self, side: Side, watch: Watch | None = None) -> StepTimes:
+        """One step of a side that is active already: forward and backward for each part of the batch, then the update.
+
+        With a ``watch``, which slows Python down, the seconds mean nothing. An error gets a note on where it arose.
+        """
+        laps, optimizer, part = Laps(self.device), self.optimizer(side), "forward"
+
+        def begin(name: str) -> None:
+            nonlocal part
+            part = name
+            laps.mark(name)
+            if watch is not None:
+                watch.begin(name)
+
+        try:
+            with Timer(self.device) as whole:
+                for _ in range(self.spec.train.accumulation):
+                    begin("forward")
+                    loss = self.loss(side)
+                    if watch is not None:
+                        watch.forward_ended(loss)
+                    begin("backward")
+                    loss.backward()
+                    del loss
+                    if watch is not None:
+                        watch.backward_ended()
+                begin("optimizer")
+                optimizer.step()
+                if watch is not None:
+                    watch.optimizer_ended(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+                laps.mark("end")
+        except (RuntimeError, MemoryError) as error:
+            error.add_note(f"in the {part} pass of a training step ({side.words})")
+            raise
+        seconds = laps.seconds()
+        return StepTimes(whole.seconds, seconds["forward"], seconds["backward"], seconds["optimizer"])
+
+    def loss(self, side: Side) -> Tensor:
+        """The loss of one part of the batch, divided so that accumulated gradients are those of the whole."""
+        model = self._model_of(side)
+        output = model(input_ids=self.batch.input_ids, labels=self.batch.labels, use_cache=False)
+        loss: Tensor = output.loss
+        return loss if self.spec.train.accumulation == 1 else loss / self.spec.train.accumulation
+
+    @contextlib.contextmanager
+    def active(self, side: Side) -> Iterator[None]:
+        """The model as this side has it, for the time of the block."""
+        with contextlib.ExitStack() as stack:
+            if not side.own_adapter_dtype:
+                stack.enter_context(wide_adapter(self.model))
+            stack.enter_context(configured(self.model, side))
+            yield
+
+    def _model_of(self, side: Side) -> Any:
+        if side.strategy != "compiled":
+            return self.model
+        if self._compiled is None:
+            self._compiled = torch.compile(self.model)
+        return self._compiled
+
+
+@contextlib.contextmanager
+def configured(model: nn.Module, side: Side) -> Iterator[None]:
+    """A model with a side's strategy and memory savers on, for the time of the block."""
+    with contextlib.ExitStack() as stack:
+        if side.strategy == "fused":
+            stack.enter_context(strategies.fused())
+        if side.loss_chunks > 1:
+            stack.enter_context(losses.chunked_loss(model, side.loss_chunks))
+        if side.sequence_tiles > 1:
+            stack.enter_context(losses.tiled_mlp(model, side.sequence_tiles))
+        if side.gradient_checkpointing:
+            base = base_model(model)
+            base.activation_checkpointing_enable({"use_reentrant": False})
+            stack.callback(base.activation_checkpointing_disable)
+        yield
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, or the model itself."""
+    found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator, assignment]
+    return found
+
+
+def random_batch(model: PreTrainedModel, spec: TrainSpec, batch_size: int, context_length: int) -> Batch:
+    """Seeded random tokens and labels; token 0 is left out, because classifiers take it for padding."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.randint(1, vocabulary, (batch_size, context_length), generator=generator).to(spec.device)
+    if spec.task == "causal_lm":
+        return Batch(tokens, tokens.clone())
+    return Batch(tokens, torch.randint(CLASSES, (batch_size,), generator=generator).to(spec.device))
+
+
+def make_optimizer(name: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fresh optimizer, without state before its first step."""
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=LEARNING_RATE)
+    if name == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=LEARNING_RATE)
+    import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=LEARNING_RATE)
+    return optimizer
+
+
+def _attach(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
+    """The model with its adapter, or with every parameter trainable where there is none.
+
+    Raises:
+        SpecError: if PEFT refuses the adapter, or nothing could be trained.
+    """
+    if spec.adapter is None:
+        return model.requires_grad_(True)
+    groups = adapters.list_groups(model)
+    adapter = spec.adapter
+    config = (
+        adapters.peft_config(adapter, groups)
+        if isinstance(adapter, FreshAdapter)
+        else adapters.saved_config(adapter, groups)
+    )
+    config.task_type = _TASK_TYPES[spec.task]
+    torch.manual_seed(spec.seed)
+    attached: Any = adapters.attach(model, adapter, config=config)
+    if not isinstance(adapter, FreshAdapter):
+        # PEFT freezes an adapter that it loads.
+        if config.is_prompt_learning:
+            attached.prompt_encoder.requires_grad_(True)
+        else:
+            attached.set_adapter(_ADAPTER)
+    if not any(parameter.requires_grad for parameter in attached.parameters()):
+        raise SpecError("adapter", "leaves nothing to train")
+    return attached
+
+
+@contextlib.contextmanager
+def wide_adapter(model: nn.Module) -> Iterator[None]:
+    """An adapter in float32, PEFT's own default, for the time of the block; then what it has learned in its dtype."""
+    kept = [(tensor, tensor.dtype) for tensor in _what_peft_widens(model)]
+    try:
+        for tensor, _ in kept:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in kept:
+            tensor.data = tensor.data.to(dtype)
+
+
+def _what_peft_widens(model: nn.Module) -> Iterator[Tensor]:
+    """What ``cast_adapter_dtype`` of PEFT casts, which itself puts new parameters in the place of those it finds."""
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        for holder in layer.modules():
+            if isinstance(holder, nn.ModuleDict | nn.ParameterDict | BufferDict) and _ADAPTER in holder:
+                found = holder[_ADAPTER]
+                for tensor in [found] if isinstance(found, Tensor) else found.parameters():
+                    if tensor.dtype in (torch.bfloat16, torch.float16):
+                        yield tensor

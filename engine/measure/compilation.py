@@ -1,0 +1,36 @@
+"""What ``torch.compile`` did: how long it compiled, where it broke the graph, and what it compiled again."""
+
+from __future__ import annotations
+
+import torch
+from torch._dynamo.utils import CompilationMetrics, counters, get_compilation_metrics
+
+from engine.result import Metric
+
+
+class Compilation:
+    """Counts from its construction on. Starts from no compiled code, so that nothing of before is reused."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self._breaks_before = _graph_breaks()
+        self._known = len(get_compilation_metrics())
+
+    def metrics(self) -> list[Metric]:
+        """Seconds of compilation so far, graph breaks and recompilations."""
+        done = get_compilation_metrics()[self._known :]
+        return [
+            Metric("compile_time_s", "s", sum(entry.duration_us or 0 for entry in done) / 1e6),
+            Metric("graph_breaks", "count", _graph_breaks() - self._breaks_before),
+            Metric("recompiles", "count", sum(_is_recompilation(entry) for entry in done)),
+        ]
+
+
+def _graph_breaks() -> int:
+    return sum(counters["graph_break"].values())
+
+
+def _is_recompilation(entry: CompilationMetrics) -> bool:
+    """Ids are "frame/attempt": an attempt above 0 compiles code again whose guards did not hold."""
+    _, _, attempt = (entry.compile_id or "0/0").rpartition("/")
+    return entry.is_forward is not False and attempt.partition("_")[0] not in ("", "0")

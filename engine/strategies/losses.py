@@ -1,0 +1,169 @@
+"""Memory for time in a training step: the loss over slices of the logits, the MLP over slices of the sequence.
+
+Context managers for anyone's code: ``with chunked_loss(model, 8): loss = model(**batch, labels=labels).loss``. Each
+changes the given model for the time of the block only. The proof that gradients are the same is in
+``engine.jobs.train_proof``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+
+
+# --- the loss over slices of the logits -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def chunked_loss(model: nn.Module, chunks: int) -> Iterator[None]:
+    """Have a causal language model compute its loss over ``chunks`` slices of all positions, one at a time.
+
+    No more than one slice of the logits exists at any time: each slice's gradient with respect to the hidden states is
+    taken at once, while its logits are there, and kept in their place (a hidden state is much smaller than its logits).
+    So nothing is computed twice. The output's ``logits`` are empty.
+
+    Raises:
+        ValueError: one sentence, if the model has no output head.
+    """
+    causal = _causal_model(model)
+    head = causal.get_output_embeddings()
+    config = causal.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    given = vars(causal).get("_loss_function")
+
+    def head_as_it_was(hidden: Tensor) -> Tensor:
+        logits: Tensor = head_forward(hidden)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def loss_function(logits: Tensor, labels: Tensor, vocab_size: int | None = None, **_: Any) -> Tensor:
+        # What arrives here as logits are the hidden states: the head passed them on.
+        shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(logits.device)
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        hidden = logits.reshape(-1, logits.shape[-1])
+        loss: Tensor = _ChunkedLoss.apply(head_as_it_was, chunks, hidden, shifted, *trained)
+        return loss
+
+    head_forward, own = head.forward, "forward" in vars(head)
+    head.forward = lambda hidden: hidden
+    if cap is not None:
+        config.final_logit_softcapping = None
+    causal.loss_function = torch._dynamo.disable(loss_function)
+    try:
+        yield
+    finally:
+        if own:
+            head.forward = head_forward
+        else:
+            del head.forward
+        if cap is not None:
+            config.final_logit_softcapping = cap
+        if given is None:
+            del causal._loss_function
+        else:
+            causal._loss_function = given
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Mean cross entropy of ``head(hidden)``; hidden (tokens, features), labels (tokens,), -100 where ignored."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: Callable[[Tensor], Tensor], chunks: int, hidden: Tensor, labels: Tensor, *trained: Tensor
+    ) -> Tensor:
+        needs_hidden, needs_head = ctx.needs_input_grad[2], any(ctx.needs_input_grad[4:])
+        count = (labels != IGNORED).sum()
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
+        # In float32: a sum of many slices in half precision would lose what stock's one product keeps.
+        head_gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained] if needs_head else []
+        size = -(-hidden.shape[0] // chunks)
+        for start in range(0, hidden.shape[0], size):
+            part = slice(start, start + size)
+            with torch.enable_grad():
+                piece = hidden[part].detach().requires_grad_(needs_hidden)
+                logits = head(piece).float()
+                loss = nn.functional.cross_entropy(logits, labels[part], ignore_index=IGNORED, reduction="sum") / count
+                del logits
+            total += loss.detach()
+            wanted = [piece] * needs_hidden + [*trained] * needs_head
+            if wanted:
+                gradients = list(torch.autograd.grad(loss, wanted))
+                if hidden_gradient is not None:
+                    hidden_gradient[part] = gradients.pop(0)
+                for kept, gradient in zip(head_gradients, gradients, strict=True):
+                    kept += gradient
+        # Not among autograd's saved tensors: the backward pass scales them where they are, and so only once.
+        ctx.kept, ctx.dtypes = (hidden_gradient, head_gradients), [weight.dtype for weight in trained]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.kept is None:
+            raise RuntimeError("a chunked loss can be differentiated only once")
+        hidden, of_head = ctx.kept
+        ctx.kept = None
+        of_hidden = None if hidden is None else hidden.mul_(gradient)
+        of_weights = [kept.mul_(gradient).to(dtype) for kept, dtype in zip(of_head, ctx.dtypes, strict=False)]
+        return None, None, of_hidden, None, *(of_weights or [None] * len(ctx.dtypes))
+
+
+def _causal_model(model: nn.Module) -> Any:
+    causal: Any = model
+    if hasattr(causal, "get_base_model"):
+        causal = causal.get_base_model()
+    if getattr(causal, "get_output_embeddings", None) is None or causal.get_output_embeddings() is None:
+        raise ValueError(f"chunked_loss needs a model with an output head, and {type(causal).__name__} has none")
+    return causal
+
+
+# --- the MLP over slices of the sequence ------------------------------------------------------------------------------
+
+
+GATED_MLPS = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"gate_up_proj", "down_proj"}))
+"""The layers that tell a gated MLP, which works on each position by itself."""
+
+
+@contextlib.contextmanager
+def tiled_mlp(model: nn.Module, tiles: int) -> Iterator[None]:
+    """Have every gated MLP of a model work on ``tiles`` slices of the sequence, one at a time, and keep none of it.
+
+    Only the MLP's input is kept for the backward pass, which computes each slice once more just before it is needed.
+
+    Raises:
+        ValueError: one sentence, if no module of the model is a gated MLP.
+    """
+    found = [module for module in model.modules() if _is_gated_mlp(module)]
+    if not found:
+        raise ValueError(f"tiled_mlp knows gated MLPs only, and {type(model).__name__} has none")
+    for module in found:
+        module.forward = _tiled(module.forward, tiles)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    names = {name for name, child in module.named_children() if not isinstance(child, nn.ModuleList)}
+    return any(known <= names for known in GATED_MLPS) and "forward" not in vars(module)
+
+
+def _tiled(forward: Callable[[Tensor], Tensor], tiles: int) -> Callable[[Tensor], Tensor]:
+    def tiled(hidden: Tensor) -> Tensor:
+        pieces = hidden.chunk(tiles, dim=-2)
+        if not torch.is_grad_enabled():
+            return torch.cat([forward(piece) for piece in pieces], dim=-2)
+        results = [checkpoint(forward, piece, use_reentrant=False) for piece in pieces]
+        return torch.cat(results, dim=-2)
+
+    return tiled
