@@ -1,0 +1,167 @@
+"""Add a product of two narrow matrices to a weight in place, a block of rows at a time, and scale DoRA's outputs.
+
+Functions of tensors on any device; they change ``piece.weight`` and know no PEFT layer. No temporary is larger than a
+few hundredths of the weight (or half a MiB, whichever is more), and each weight is rounded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.strategies.row_norms import unrounded_row_norms
+
+# A block in float32 takes at most this share of the weight. Larger blocks hide the cost of a call no better.
+_BLOCK_SHARE = 0.04
+_LEAST_BLOCK_BYTES = 2**19
+# Factors that are kept whole beside the weight, and those that are cast a block at a time.
+_FACTOR_SHARE = 0.03
+_CAST_SHARE = 0.001
+_SPLIT_ROWS = 512
+_SPLIT_COLUMNS = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """A matrix and what is to be added to it: ``weight + scaling * left @ right``, all as the weight is stored.
+
+    ``weight`` is (rows, columns), ``left`` (rows, rank), ``right`` (rank, columns). Outputs are rows, or columns where
+    ``transposed`` (Conv1D and embeddings). ``magnitude`` (outputs,) is DoRA's: each output's norm after the merge.
+    """
+
+    weight: Tensor
+    left: Tensor
+    right: Tensor
+    scaling: float
+    transposed: bool = False
+    magnitude: Tensor | None = None
+
+
+def add_in_weight_dtype(piece: Piece, sign: float = 1.0) -> None:
+    """``W.addmm_(left, right)`` with both factors rounded to W's dtype first; accumulated and rounded by the library.
+
+    Nothing but the cast factors is kept, and of the left one only a block of rows at a time.
+    """
+    weight, left = piece.weight, piece.left
+    right = piece.right.to(weight.dtype)
+    step = weight.shape[0]
+    if left.dtype != weight.dtype:
+        step = max(1, int(_CAST_SHARE * weight.numel() / left.shape[1]))
+    for rows, factors in zip(weight.split(step), left.split(step), strict=True):
+        rows.addmm_(factors.to(weight.dtype), right, alpha=sign * piece.scaling)
+
+
+def add_rounded_once(piece: Piece, sign: float = 1.0) -> None:
+    """``W += sign * scaling * left @ right``, accumulated in float32 (or W's own wider dtype) and rounded once."""
+    weight = piece.weight
+    if weight.dtype in (torch.float32, torch.float64):
+        weight.addmm_(piece.left.to(weight.dtype), piece.right.to(weight.dtype), alpha=sign * piece.scaling)
+    elif _adds_natively(piece):
+        _add_in_three_terms(piece, sign)
+    else:
+        right = piece.right.float()
+        for rows, block, left in _blocks(piece):
+            rows.copy_(block.addmm_(left, right, alpha=sign * piece.scaling))
+
+
+def add_and_scale(piece: Piece) -> Tensor:
+    """Merge a DoRA piece: ``W = m / |W + s·left·right| * (W + s·left·right)``, each weight rounded once.
+
+    Returns the norms (outputs,) in the dtype they were summed in, which :func:`scale_back_and_subtract` needs.
+    """
+    assert piece.magnitude is not None
+    if piece.transposed:
+        return _add_and_scale_columns(piece, piece.magnitude)
+    dtype = _block_dtype(piece.weight)
+    right, magnitude = piece.right.to(dtype), piece.magnitude.to(dtype)
+    norms = torch.empty_like(magnitude)
+    start = 0
+    for rows, block, left in _blocks(piece):
+        outputs = slice(start, start := start + block.shape[0])
+        torch.linalg.vector_norm(block.addmm_(left, right, alpha=piece.scaling), dim=1, out=norms[outputs])
+        _store(rows, block.mul_((magnitude[outputs] / norms[outputs]).unsqueeze(1)))
+    return norms
+
+
+def scale_back_and_subtract(piece: Piece, norms: Tensor) -> None:
+    """Undo :func:`add_and_scale`: ``W = W * norms / m - s·left·right``, each weight rounded once."""
+    assert piece.magnitude is not None
+    dtype = _block_dtype(piece.weight)
+    right, factors = piece.right.to(dtype), (norms / piece.magnitude.to(norms.dtype)).to(dtype)
+    start = 0
+    for rows, block, left in _blocks(piece):
+        outputs = slice(start, start := start + block.shape[0])
+        chosen = factors if piece.transposed else factors[outputs].unsqueeze(1)
+        _store(rows, block.mul_(chosen).addmm_(left, right, alpha=-piece.scaling))
+
+
+def _add_and_scale_columns(piece: Piece, magnitude: Tensor) -> Tensor:
+    """DoRA where outputs are columns: their norms need a pass of their own, since no block holds a whole one."""
+    norms = unrounded_row_norms(piece.weight, piece.left.T, piece.right.T, piece.scaling, transposed=True)
+    dtype = _block_dtype(piece.weight)
+    right, factors = piece.right.to(dtype), (magnitude.to(norms.dtype) / norms).to(dtype)
+    for rows, block, left in _blocks(piece):
+        _store(rows, block.addmm_(left, right, alpha=piece.scaling).mul_(factors))
+    return norms
+
+
+def _blocks(piece: Piece) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of the weight, the same rows in float32 in a buffer that is used again, and the left factor's rows.
+
+    Where the weight is float32 or wider, the block is the weight's rows themselves.
+    """
+    weight = piece.weight
+    dtype = _block_dtype(weight)
+    budget = max(_LEAST_BLOCK_BYTES, int(_BLOCK_SHARE * weight.nbytes))
+    step = max(1, min(weight.shape[0], budget // (weight.shape[1] * dtype.itemsize)))
+    in_place = weight.dtype == dtype
+    buffer = None if in_place else torch.empty(step, weight.shape[1], dtype=dtype, device=weight.device)
+    for rows, left in zip(weight.split(step), piece.left.split(step), strict=True):
+        yield rows, rows if buffer is None else buffer[: rows.shape[0]].copy_(rows), left.to(dtype)
+
+
+def _block_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _store(rows: Tensor, block: Tensor) -> None:
+    if block.data_ptr() != rows.data_ptr():
+        rows.copy_(block)
+
+
+def _adds_natively(piece: Piece) -> bool:
+    """Whether the CPU multiplies bfloat16 itself, and the split factors would be small beside the weight."""
+    weight = piece.weight
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and 3 * piece.right.numel() * 2 <= max(_LEAST_BLOCK_BYTES, _FACTOR_SHARE * weight.nbytes)
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _add_in_three_terms(piece: Piece, sign: float) -> None:
+    """The sum in float32 without a float32 copy of any weight, by bfloat16 products that add up in float32.
+
+    Each factor is split into its bfloat16 rounding and the rest, so ``L·R = L₁R₁ + L₁R₂ + L₂R₁`` up to 2⁻¹⁶ of itself
+    (a bfloat16 weight keeps 2⁻⁹), and the three are one product over three times the rank.
+    """
+    weight, left, right = piece.weight, piece.left, piece.right
+    rank = right.shape[0]
+    if left.dtype == right.dtype == weight.dtype:
+        weight.addmm_(left, right, alpha=sign * piece.scaling)
+        return
+    packed = weight.new_empty(3 * rank, right.shape[1])
+    packed[:rank].copy_(right)
+    for start in range(0, right.shape[1], _SPLIT_COLUMNS):
+        columns = slice(start, start + _SPLIT_COLUMNS)
+        packed[rank : 2 * rank, columns] = right[:, columns].float() - packed[:rank, columns].float()
+    packed[2 * rank :].copy_(packed[:rank])
+    for rows, factors in zip(weight.split(_SPLIT_ROWS), left.split(_SPLIT_ROWS), strict=True):
+        high = factors.to(weight.dtype)
+        low = (factors.float() - high.float()).to(weight.dtype)
+        rows.addmm_(torch.cat([high, high, low], dim=1), packed, alpha=sign * piece.scaling)
