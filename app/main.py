@@ -47,6 +47,12 @@ page = st.navigation(
             icon=":material/table_rows:",
             help="Every stored run: filter, select, compare, download.",
         ),
+        st.Page(
+            "views/merge_files.py",
+            title="Merge files",
+            icon=":material/merge:",
+            help="Merge an adapter on disk into a model on disk, however large.",
+        ),
         st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
     ],
     position="top",
