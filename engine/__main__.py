@@ -94,7 +94,9 @@ def _measure(options: argparse.Namespace) -> int:
         raise BadInput(f"kind: measure runs what is measured; for {spec.kind} use `python -m engine {command}`")
     _refuse_what_cannot_work(spec)
     from engine.executors.processes import DeviceLock
+    from engine.measure.free_memory import reserve_bytes
 
+    reserve_bytes()
     executor = _executor()
     executor.start()
     lock = DeviceLock.try_acquire(spec.device)

@@ -21,6 +21,7 @@ from db import queue, runs, session
 from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
 from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
 from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
+from engine.measure.free_memory import reserve_bytes
 from engine.result import Device
 from engine.spec import MEASURED_KINDS, REQUEST_KINDS
 
@@ -89,6 +90,7 @@ class Supervisor:
 
     def run(self, idle_exit_s: float | None = None) -> None:
         """Serve the queue until stopped, or until nothing was queued or running for ``idle_exit_s`` seconds."""
+        reserve_bytes()  # a wrong setting ends the supervisor here, not in the middle of a run
         # Before the first claim: workers of a dead supervisor may still be using the devices.
         self._recover()
         self._devices = self._executor.start()

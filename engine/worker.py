@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ class _ProgressFile:
         self._written_s = -_PROGRESS_INTERVAL_S
         self._phase = ""
 
+    @property
+    def phase(self) -> str:
+        """The phase reported last."""
+        return self._phase
+
     def __call__(self, progress: Progress) -> None:
         now_s = time.monotonic()
         if progress.phase == self._phase and now_s - self._written_s < _PROGRESS_INTERVAL_S:
@@ -96,7 +101,7 @@ class _ProgressFile:
         temporary.replace(self._path)
 
 
-def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
+def _run(spec: Spec, report: _ProgressFile) -> Result:
     """Run the job and turn whatever happens into a result; only the process's death is not one."""
     from engine.measure.disturbance import BackgroundCpu
     from engine.measure.environment import environment
@@ -123,8 +128,11 @@ def _run(spec: Spec, report: Callable[[Progress], None]) -> Result:
     except BaseException as problem:
         traceback.print_exc()
         state = "out_of_memory" if _is_out_of_memory(problem) else "failed"
-        error = Failure(type(problem).__name__, _first_sentence(problem))
-        metrics = _peak_so_far() if state == "out_of_memory" else ()
+        text = _first_sentence(problem)
+        if state == "out_of_memory":
+            metrics = _peak_so_far()
+            text = "; ".join([text, *getattr(problem, "__notes__", ()), f"phase: {report.phase}"])
+        error = Failure(type(problem).__name__, text)
     return Result(
         state=state,
         spec=document,

@@ -11,20 +11,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.executors.local import LocalWorker
+from engine.measure.free_memory import RESERVE_VARIABLE, free_memory_bytes, reserve_bytes
 from engine.result import Failure, Metric, Result, State
 
 Ending = tuple[State, str]
 
 
 def limit_passed(spec: Mapping[str, Any], worker: LocalWorker) -> Ending | None:
-    """The state and sentence of a run that must be ended now, by its own ``timeout_s`` or ``memory_limit_bytes``."""
+    """The state and sentence of a run that must be ended now, by its own limits or because the machine runs out."""
     timeout_s, limit_bytes = spec.get("timeout_s"), spec.get("memory_limit_bytes")
     if timeout_s is not None and worker.age_s > timeout_s:
         return "timed_out", f"timeout_s: the run took longer than its {timeout_s:g} s"
     peak_bytes = worker.peak_rss_anon_bytes
     if limit_bytes is not None and peak_bytes > limit_bytes:
-        return "out_of_memory", f"memory_limit_bytes: the run reached {peak_bytes} bytes, over its limit {limit_bytes}"
+        text = f"the run reached {peak_bytes} bytes, over its limit {limit_bytes}{_phase_of(worker)}"
+        return "out_of_memory", f"memory_limit_bytes: {text}"
+    free_bytes, reserve = free_memory_bytes(), reserve_bytes()
+    if free_bytes < reserve:
+        return "out_of_memory", (
+            f"The run was stopped at {peak_bytes} bytes{_phase_of(worker)}, because the machine had {free_bytes} left, "
+            f"less than the reserve of {reserve} ({RESERVE_VARIABLE})"
+        )
     return None
+
+
+def _phase_of(worker: LocalWorker) -> str:
+    progress = worker.progress()
+    return "" if progress is None else f" in the phase {progress.phase!r}"
 
 
 def ending_of(worker: LocalWorker) -> Ending:

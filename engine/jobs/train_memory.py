@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from engine.jobs.train_steps import Side, Trainer, base_model
-from engine.measure.breakdown import PARAMETERS, Peak, StepTracker
+from engine.measure.breakdown import OPTIMIZER_STATE, PARAMETERS, Peak, StepTracker, state_tensors
 from engine.measure.device_memory import DevicePeaks
 from engine.measure.process_memory import return_freed_memory
 from engine.quantization import scales
@@ -50,6 +50,7 @@ def measure_memory(trainer: Trainer, side: Side) -> Found:
         return Found(None, list(_device_metrics(device_peaks, side)), [], [])
     with trainer.active(side), _reached_blocks(trainer.model) as reached:
         watch = _MemoryWatch(trainer.model)
+        watch.tracker.watch(state_tensors(trainer.optimizer(side)), OPTIMIZER_STATE)
         with watch.tracker, watch.tracker.watching_recomputation():
             for number in range(1, MEMORY_STEPS + 1):
                 watch.step = number

@@ -60,6 +60,7 @@ def prove(trainer: Trainer, side: Side) -> list[Check]:
 def gradients(model: nn.Module, side: Side, batch: Batch) -> dict[str, Tensor]:
     """The loss and each trained parameter's gradient by name; trains nothing."""
     model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)  # some adapters draw noise in their forward pass
     call: Any = torch.compile(model) if side.strategy == "compiled" else model
     with configured(model, side):
         loss = call(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss
@@ -185,4 +186,4 @@ def _small_batch(trainer: Trainer) -> Batch:
     """Two sequences just long enough that every slice has something in it, and the last less than the others."""
     section = trainer.spec.train
     tokens = max(_LEAST_TOKENS, section.sequence_tiles, -(-section.loss_chunks // _BATCH)) + 1
-    return random_batch(base_model(trainer.model), trainer.spec, _BATCH, min(section.context_length, tokens))
+    return random_batch(trainer.model, trainer.spec, _BATCH, min(section.context_length, tokens))

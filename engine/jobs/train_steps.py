@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from peft import TaskType
+from peft import LNTuningModel, TaskType
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -102,10 +102,12 @@ class Trainer:
         report(Progress("building model"))
         self.base = build_model(spec, report)
         self.base_ids = {id(parameter) for parameter in self.base.parameters()}
+        if spec.train.gradient_checkpointing and not self.base.supports_gradient_checkpointing:
+            raise SpecError("train.gradient_checkpointing", f"must be false: {spec.model} has none")
         report(Progress("attaching adapter"))
         self.model: nn.Module = _attach(self.base, spec)
         self.model.train()
-        self.batch = random_batch(self.base, spec, spec.train.batch_size, spec.train.context_length)
+        self.batch = random_batch(self.model, spec, spec.train.batch_size, spec.train.context_length)
         self.optimizers: dict[bool, torch.optim.Optimizer] = {}
         self._compiled: Any = None
 
@@ -174,10 +176,14 @@ class Trainer:
     def active(self, side: Side) -> Iterator[None]:
         """The model as this side has it, for the time of the block."""
         with contextlib.ExitStack() as stack:
-            if not side.own_adapter_dtype:
+            if self._is_narrow and not side.own_adapter_dtype:
                 stack.enter_context(wide_adapter(self.model))
             stack.enter_context(configured(self.model, side))
             yield
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self.spec.adapter is not None and self.spec.adapter.adapter_dtype != "float32"
 
     def _model_of(self, side: Side) -> Any:
         if side.strategy != "compiled":
@@ -210,12 +216,19 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-def random_batch(model: PreTrainedModel, spec: TrainSpec, batch_size: int, context_length: int) -> Batch:
-    """Seeded random tokens and labels; token 0 is left out, because classifiers take it for padding."""
+def random_batch(model: nn.Module, spec: TrainSpec, batch_size: int, context_length: int) -> Batch:
+    """Seeded random tokens and labels. Token 0 is left out of classifiers' input, which they take for padding.
+
+    Tokens whose embeddings an adapter trains come first, because without them nothing would be trained.
+    """
     generator = torch.Generator().manual_seed(spec.seed)
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(1, vocabulary, (batch_size, context_length), generator=generator).to(spec.device)
+    vocabulary = base_model(model).config.get_text_config().vocab_size
+    lowest = 0 if spec.task == "causal_lm" else 1
+    tokens = torch.randint(lowest, vocabulary, (batch_size, context_length), generator=generator).to(spec.device)
     if spec.task == "causal_lm":
+        config = getattr(model, "peft_config", {}).get(_ADAPTER)
+        trained = list(getattr(config, "token_indices", None) or [])[:context_length]
+        tokens[:, : len(trained)] = torch.tensor(trained, dtype=tokens.dtype, device=tokens.device)
         return Batch(tokens, tokens.clone())
     return Batch(tokens, torch.randint(CLASSES, (batch_size,), generator=generator).to(spec.device))
 
@@ -266,7 +279,9 @@ def _attach(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
 @contextlib.contextmanager
 def wide_adapter(model: nn.Module) -> Iterator[None]:
     """An adapter in float32, PEFT's own default, for the time of the block; then what it has learned in its dtype."""
-    kept = [(tensor, tensor.dtype) for tensor in _what_peft_widens(model)]
+    # LayerNorm tuning trains copies of whole layers, which PEFT leaves in the model's dtype.
+    copies = isinstance(getattr(model, "base_model", None), LNTuningModel)
+    kept = [] if copies else [(tensor, tensor.dtype) for tensor in _what_peft_widens(model)]
     try:
         for tensor, _ in kept:
             tensor.data = tensor.data.float()

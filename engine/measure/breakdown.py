@@ -122,8 +122,8 @@ class StepTracker(TensorTracker):
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Every tensor in an optimizer's state."""
-    for state in optimizer.state.values():
+    """Every tensor in an optimizer's state, and the code books that all states of a quantised one share."""
+    for state in (*optimizer.state.values(), getattr(optimizer, "name2qmap", {})):
         for value in state.values():
             if isinstance(value, Tensor):
                 yield value
