@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
+from typing import Literal
+
+Better = Literal["lower", "higher"]
 
 DASH = "–"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -101,14 +104,32 @@ def share(value: float | None) -> str:
     return f"{value * 100:.1f} %" if abs(value) < 0.1 else f"{value * 100:.0f} %"
 
 
+def percent(value: float | None) -> str:
+    """A small share with three significant digits: 0.00312 -> "0.312 %"."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return "under 0.0001 %" if 0 < abs(value) < 1e-6 else f"{significant(value * 100)} %"
+
+
+def weights(value: float) -> str:
+    """A size in multiples of the largest adapted weight: 6.02 W, 0.030 W."""
+    return f"{value:.3f} W" if 0 < abs(value) < 0.1 else f"{significant(value)} W"
+
+
 def measured(value: float | None, unit: str) -> str:
-    """A metric's value in the unit it is stored in, as text."""
+    """A metric's value in the unit it is stored in, as text; "W" is the size of the largest adapted weight."""
     if unit in ("s", "seconds"):
         return seconds(value)
     if unit in ("byte", "bytes", "B"):
         return size(value)
     if unit == "share":
         return share(value)
+    if unit == "ratio":
+        return ratio(value)
+    if unit == "W":
+        return DASH if value is None or not math.isfinite(value) else weights(value)
+    if unit == "tokens/s":
+        return DASH if value is None or not math.isfinite(value) else f"{significant(value)} {unit}"
     return count(value)
 
 
@@ -158,25 +179,76 @@ def state_colour(state: str) -> str:
     return _STATES[state][1] if state in _STATES else "gray"
 
 
-_METRIC_TITLES = {
-    "init_time_s": "Init time",
-    "first_attach_time_s": "First attach",
-    "first_forward_time_s": "First forward",
-    "init_peak_extra_bytes": "Peak extra memory",
-    "init_peak_extra_rss_bytes": "Peak extra RSS",
-    "background_cpu_share": "Background CPU",
+# name: title, which way is better (None where neither is)
+_METRICS: dict[str, tuple[str, Better | None]] = {
+    "init_time_s": ("Init time", "lower"),
+    "first_attach_time_s": ("First attach", "lower"),
+    "first_forward_time_s": ("First forward", "lower"),
+    "init_peak_extra_bytes": ("Peak extra memory", "lower"),
+    "init_peak_extra_rss_bytes": ("Peak extra RSS", "lower"),
+    "adapter_parameters": ("Adapter parameters", None),
+    "adapted_modules": ("Adapted modules", None),
+    "merge_time_s": ("Merge time", "lower"),
+    "unmerge_time_s": ("Unmerge time", "lower"),
+    "merge_peak_extra_bytes": ("Peak extra memory", "lower"),
+    "merge_peak_extra_rss_bytes": ("Peak extra RSS", "lower"),
+    "merge_retained_extra_bytes": ("Retained extra memory", "lower"),
+    "largest_weight_bytes": ("Largest adapted weight, W", None),
+    "relative_weight_error": ("Weight error", "lower"),
+    "relative_logit_error": ("Logit error", "lower"),
+    "step_time_s": ("Step time", "lower"),
+    "forward_time_s": ("Forward", "lower"),
+    "backward_time_s": ("Backward", "lower"),
+    "optimizer_time_s": ("Optimizer", "lower"),
+    "train_tokens_per_s": ("Training speed", "higher"),
+    "peak_bytes": ("Peak memory", "lower"),
+    "parameters_bytes": ("Parameters at the peak", "lower"),
+    "buffers_bytes": ("Buffers at the peak", "lower"),
+    "gradients_bytes": ("Gradients at the peak", "lower"),
+    "optimizer_state_bytes": ("Optimizer state at the peak", "lower"),
+    "activations_bytes": ("Activations at the peak", "lower"),
+    "temporary_bytes": ("Temporary at the peak", "lower"),
+    "peak_rss_bytes": ("Peak RSS", "lower"),
+    "peak_reserved_bytes": ("Peak reserved on the GPU", "lower"),
+    "trainable_parameters": ("Trainable parameters", None),
+    "total_parameters": ("All parameters", None),
+    "prefill_time_s": ("Prefill time", "lower"),
+    "decode_token_time_s": ("Time per token", "lower"),
+    "decode_tokens_per_s": ("Decoding speed", "higher"),
+    "request_time_s": ("Request time", "lower"),
+    "compile_time_s": ("Compile time", "lower"),
+    "adapter_swap_time_s": ("Adapter swap time", "lower"),
+    "weight_bytes_per_token": ("Weights read per token", "lower"),
+    "overhead_ratio": ("Time per token against base", "lower"),
+    "gpu_utilization_share": ("GPU utilisation", "higher"),
+    "graph_breaks": ("Graph breaks", "lower"),
+    "recompiles": ("Recompiles", "lower"),
+    "predict_time_s": ("Prediction time", "lower"),
+    "background_cpu_share": ("Background CPU", "lower"),
 }
 
 
 def metric_title(name: str) -> str:
     """A metric's name for people: "init_peak_extra_bytes" -> "Peak extra memory"."""
-    if name in _METRIC_TITLES:
-        return _METRIC_TITLES[name]
+    if name in _METRICS:
+        return _METRICS[name][0]
     words = name.split("_")
     if words[-1] in ("s", "bytes", "share"):
         words = words[:-1]
     text = " ".join("RSS" if word == "rss" else word for word in words)
     return text[:1].upper() + text[1:]
+
+
+def better(name: str) -> Better | None:
+    """Which way a metric is better; None where neither is, or where that is not known."""
+    return _METRICS[name][1] if name in _METRICS else None
+
+
+def metric_text(name: str, value: float | None, unit: str) -> str:
+    """A metric's value as text; errors are per cent of the adapter's own effect."""
+    if name.startswith("relative_") and name.endswith("_error"):
+        return percent(value)
+    return measured(value, unit)
 
 
 def targets_text(targets: str | Sequence[str] | None) -> str:

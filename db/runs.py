@@ -165,6 +165,7 @@ class Duration(NamedTuple):
     dtype: str | None
     device: str
     seconds: float
+    spec: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +323,7 @@ def durations(session: Session, *, limit: int = 5000) -> list[Duration]:
     """How long the last runs that succeeded on this machine took, newest first."""
     seconds = Run.finished_at - Run.started_at
     rows = session.execute(
-        select(Run.kind, Run.model, Run.adapter, Run.strategy, Run.dtype, Run.device, seconds)
+        select(Run.kind, Run.model, Run.adapter, Run.strategy, Run.dtype, Run.device, seconds, Run.spec)
         .where(Run.state == "succeeded", Run.origin == "local", seconds.is_not(None))
         .order_by(Run.id.desc())
         .limit(limit)

@@ -9,30 +9,53 @@ from typing import Any
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import adapter_form, fields, first_sweep, grid, labels, launching, own_models, target_picker
+from app.kinds import KINDS
+from app.widgets import (
+    adapter_form,
+    adapter_picker,
+    fields,
+    first_sweep,
+    grid,
+    labels,
+    launching,
+    own_models,
+    section_form,
+    target_picker,
+)
 from app.widgets.estimates import ESTIMATE_NOTE, Estimator
 from db import runs
 from engine import catalog
 from engine.catalog import requirements
-from engine.spec import InitSpec, SpecError, canonical_json, parse_spec
+from engine.spec import Measured, SpecError, canonical_json, parse_spec
 
-# So many adapters are chips; the others are in a list.
-CHIPS = 8
 DTYPES = ["float32", "bfloat16", "float16"]
 ATTENTIONS = ["sdpa", "eager", "flash_attention_2"]
+# name: label, default, whether whole numbers only, help
+ADAPTER_NUMBERS = {
+    "alpha": ("Alpha", "32", False, "Scale of the adapter, divided by the rank."),
+    "dropout": ("Dropout", "0", False, "Share of adapter inputs that are dropped in training."),
+}
+RANK = ("Rank", "16", True, "Width of the adapter's matrices; several values make a sweep.")
+SPEC_NUMBERS = {
+    "repeats": ("Repeats", "5", True, "Measured repeats in each run."),
+    "warmup": ("Warm-up", "1", True, "Rounds before the measured ones."),
+    "threads": ("Threads", "", True, "CPU threads of the worker; empty for all cores."),
+    "seed": ("Seed", "0", True, "Of the synthetic weights."),
+    "timeout_s": ("Timeout, seconds", "3600", False, "A run that takes longer is ended."),
+}
 
 
 @st.cache_data(ttl=30, max_entries=2000, show_spinner=False)
 def problems(spec_json: str, device_ids: tuple[str, ...], groups_known: bool) -> list[tuple[str, str]]:
     """What keeps a spec from running here; kept for a while, as it looks at files and perhaps the network."""
     spec = parse_spec(spec_json)
-    assert isinstance(spec, InitSpec)
+    assert isinstance(spec, Measured)
     devices = [device for device in state.devices() if device.id in device_ids]
     groups = own_models.facts(spec.model).groups if groups_known else None
     return [(error.field, error.sentence) for error in requirements.problems(spec, devices, groups)]
 
 
-def spec_problems(spec: InitSpec) -> list[SpecError]:
+def spec_problems(spec: Measured) -> list[SpecError]:
     """What keeps a spec from running here."""
     device_ids = tuple(device.id for device in state.devices())
     groups_known = own_models.facts(spec.model).groups is not None
@@ -47,10 +70,17 @@ def model_option(model: str) -> str:
     return f"{entry.label} ({formatting.count(entry.parameters)} parameters)" if entry.parameters < 1e9 else entry.label
 
 
-def pick_models() -> list[str]:
+def default_models(kind: str) -> list[str]:
+    """A model that this machine measures within minutes: steps and tokens take longer than attaching."""
+    if kind in ("train", "inference") and state.cores() < 8:
+        return ["minimind-26m"]
+    return [first_sweep.chosen_model()]
+
+
+def pick_models(kind: str) -> list[str]:
     """Bundled models, and any folder or hub id that is typed in."""
     bundled = list(catalog.models())
-    st.session_state.setdefault("launch_models", [first_sweep.chosen_model()])
+    st.session_state.setdefault("launch_models", default_models(kind))
     typed = [model for model in st.session_state["launch_models"] if model not in bundled]
     chosen = st.multiselect(
         "Models",
@@ -65,118 +95,37 @@ def pick_models() -> list[str]:
     return [str(Path(model).expanduser()) if model.startswith("~") else model.strip() for model in chosen]
 
 
-def pick_adapters() -> list[grid.AdapterPick]:
-    """Adapters to create, and one saved in a folder."""
-    choices = {choice.id: choice for choice in catalog.adapter_choices()}
-    ids = list(choices)
-    chosen = fields.chips(
-        "Adapters",
-        ids[:CHIPS],
-        ["lora", "dora"],
-        key="launch_adapters",
-        format_func=lambda name: choices[name].label,
-    )
-    return [grid.AdapterPick(choices[name].label, choices[name].type, choices[name].options) for name in chosen]
-
-
-def more_adapters() -> list[grid.AdapterPick]:
-    """The rarer types, and an adapter saved by PEFT."""
-    choices = {choice.id: choice for choice in catalog.adapter_choices()[CHIPS:]}
-    others = st.multiselect(
-        "Other adapter types",
-        list(choices),
-        key="launch_other_adapters",
-        format_func=lambda name: choices[name].label,
-        persist_state="session",
-        placeholder=f"{len(choices)} more",
-    )
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        folder = st.text_input(
-            "Your own saved adapter",
-            key="launch_saved",
-            persist_state="session",
-            placeholder="Folder with adapter_config.json",
-            help="Measures PeftModel.from_pretrained instead of creating an adapter.",
-        ).strip()
-        low = st.toggle(
-            "low_cpu_mem_usage",
-            key="launch_low_memory",
-            persist_state="session",
-            disabled=not folder,
-            help="PEFT creates the adapter's weights on the meta device and then assigns the saved ones.",
-        )
-    picks = [grid.AdapterPick(choices[name].label, choices[name].type, choices[name].options) for name in others]
-    if folder:
-        path = str(Path(folder).expanduser().resolve())
-        picks.append(grid.AdapterPick(labels.adapter_label({"path": path}), path=path, low_cpu_mem_usage=low))
-    return picks
-
-
-def pick_strategies(has_dora: bool, has_gpu: bool) -> list[str]:
-    """Strategies; those that nothing chosen can use are grey, and why is said below."""
-    strategies = {strategy.id: strategy for strategy in catalog.strategies("init")}
-
-    def unusable(name: str) -> bool:
-        needs = strategies[name].needs
-        return ("gpu" in needs and not has_gpu) or ("dora" in needs and not has_dora)
-
-    def shown(name: str) -> str:
-        label = strategies[name].label
-        return f":gray[{label}]" if unusable(name) else label
-
-    chosen = fields.chips(
-        "Strategies",
-        list(strategies),
-        ["stock"],
-        key="launch_strategies",
-        format_func=shown,
-        help="\n".join(
-            f"- **{strategy.label}** (`{strategy.id}`): {strategy.summary}"
-            + (" *Unverified: never ran on a GPU.*" if strategy.unverified else "")
-            for strategy in strategies.values()
-        ),
-    )
-    notes = []
-    gpu = [strategies[name].label for name in strategies if "gpu" in strategies[name].needs]
-    dora = [strategies[name].label for name in strategies if strategies[name].needs & {"dora"} and name not in gpu]
-    if not has_gpu and gpu:
-        notes.append(f"{formatting.listing(gpu)} need a GPU, and this machine has none.")
-    if not has_dora and dora:
-        notes.append("The norm strategies and Deferred need DoRA.")
-    if notes:
-        st.caption(" ".join(notes))
-    return chosen
-
-
-def more_fields(picks: list[grid.AdapterPick]) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, Any]]:
-    """Everything with good defaults: spec fields, adapter fields, options by adapter type."""
-    spec_fields: dict[str, list[Any]] = {}
-    adapter_fields: dict[str, list[Any]] = {}
-    errors: list[str] = []
-
-    def number(target: dict[str, list[Any]], name: str, label: str, default: str, whole: bool, help: str) -> None:
+def numbers(target: dict[str, list[Any]], wanted: dict[str, tuple[str, str, bool, str]], errors: list[str]) -> None:
+    """Number fields by name, each with label, default, whether whole, and help; what is empty is left out."""
+    for name, (label, default, whole, help_text) in wanted.items():
         try:
             values = fields.numbers(
-                label, default, whole=whole, key=f"launch_{name}", help=help, placeholder="All cores"
+                label, default, whole=whole, key=f"launch_{name}", help=help_text, placeholder="All cores"
             )
         except fields.FieldError as error:
             errors.append(str(error))
-            return
+            continue
         if values:
             target[name] = list(values)
 
+
+def more_fields(
+    kind: str, picks: list[grid.AdapterPick], errors: list[str]
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, Any], dict[str, list[Any]]]:
+    """Everything with good defaults: spec fields, adapter fields, options by adapter type, the rest of the section."""
+    spec_fields: dict[str, list[Any]] = {}
+    adapter_fields: dict[str, list[Any]] = {}
     st.caption("Several values, separated by commas, make a sweep.")
+    section: dict[str, list[Any]] = {}
+    if kind in section_form.MORE:
+        with st.grid(4, min_column_width=190):
+            section |= section_form.values(kind, section_form.MORE[kind], errors)
+            spec_fields |= section_form.values(kind, section_form.SPEC.get(kind, ()), errors)
+            if kind == "inference":
+                section["variants"] = section_form.variants()
     with st.grid(4, min_column_width=190):
-        number(adapter_fields, "rank", "Rank", "16", True, "Width of the adapter's matrices.")
-        number(adapter_fields, "alpha", "Alpha", "32", False, "Scale of the adapter, divided by the rank.")
-        number(
-            adapter_fields, "dropout", "Dropout", "0", False, "Share of adapter inputs that are dropped in training."
-        )
-        number(spec_fields, "repeats", "Repeats", "5", True, "Measured attaches in each run.")
-        number(spec_fields, "warmup", "Warm-up", "1", True, "Attaches before the measured ones.")
-        number(spec_fields, "threads", "Threads", "", True, "CPU threads of the worker; empty for all cores.")
-        number(spec_fields, "seed", "Seed", "0", True, "Of the synthetic weights.")
-        number(spec_fields, "timeout_s", "Timeout, seconds", "3600", False, "A run that takes longer is ended.")
+        numbers(adapter_fields, ADAPTER_NUMBERS, errors)
+        numbers(spec_fields, SPEC_NUMBERS, errors)
     with st.grid(3, min_column_width=300):
         adapter_fields["adapter_dtype"] = fields.chips(
             "Adapter dtype",
@@ -199,24 +148,18 @@ def more_fields(picks: list[grid.AdapterPick]) -> tuple[dict[str, list[Any]], di
         ]
     options: dict[str, Any] = {}
     for type_id in dict.fromkeys(pick.type for pick in picks if pick.type is not None):
-        kind = catalog.adapter_type(type_id)
-        if kind.fields:
-            st.markdown(f"**{kind.label} options**")
+        entry = catalog.adapter_type(type_id)
+        if entry.fields:
+            st.markdown(f"**{entry.label} options**")
             try:
                 taken = {name for pick in picks if pick.type == type_id for name in pick.options}
-                options[type_id] = adapter_form.option_fields(kind, taken)
+                options[type_id] = adapter_form.option_fields(entry, taken)
             except fields.FieldError as error:
                 errors.append(str(error))
-    for message in errors:
-        st.error(formatting.plain(message), icon=":material/error:")
-    if errors:
-        st.session_state["launch_field_errors"] = errors
-    else:
-        st.session_state.pop("launch_field_errors", None)
-    return spec_fields, adapter_fields, options
+    return spec_fields, adapter_fields, options, section
 
 
-def details(spec: InitSpec) -> None:
+def details(spec: Measured) -> None:
     """The first run as JSON, as a command and as code."""
     document = json.dumps(spec.model_dump(mode="json"), indent=1)
     as_json, as_command, as_code = st.tabs(["Spec JSON", "Command", "Python"])
@@ -228,20 +171,47 @@ def details(spec: InitSpec) -> None:
         st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
-def launch_all(specs: list[InitSpec], sweep_name: str | None) -> None:
+def launch_all(specs: list[Measured], sweep_name: str | None) -> None:
     """Queue the runs; callback of the button."""
     st.session_state["launched"] = launching.launch(specs, sweep_name)
 
 
+def pick_kind() -> str:
+    """What is measured, kept in the address; the form's defaults follow it until someone changes them."""
+    asked = st.query_params.get("kind")
+    before = st.session_state.get("launch_kind_shown")
+    if asked in KINDS and asked != before:
+        st.session_state["launch_kind"] = asked
+    kind = st.segmented_control(
+        "Measure",
+        list(KINDS),
+        key="launch_kind",
+        required=True,
+        format_func=labels.kind_label,
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    kind = str(kind or "init")
+    st.query_params["kind"] = kind
+    st.caption(KINDS[kind].QUESTION)
+    for key, default in (("launch_models", default_models), ("launch_adapters", adapter_picker.DEFAULT_ADAPTERS.get)):
+        if before not in (None, kind) and st.session_state.get(key) == default(before):
+            st.session_state[key] = default(kind)
+    st.session_state["launch_kind_shown"] = kind
+    return kind
+
+
 st.title("Launch")
-st.caption("Measures how long attaching an adapter to a model takes, and how much memory it needs.")
+st.session_state.setdefault("launch_kind", "init")
+kind = pick_kind()
 
 devices = list(state.devices())
+errors: list[str] = []
 left, right = st.columns(2, gap="large")
 with left.container():
-    models = pick_models()
+    models = pick_models(kind)
 with right.container():
-    picks = pick_adapters()
+    picks = adapter_picker.pick_adapters(kind)
 
 for model in models:
     if not own_models.is_bundled(model) and own_models.facts(model).groups is None:
@@ -261,19 +231,33 @@ with left.container():
     )
     dtypes = fields.chips("Model dtype", DTYPES, ["bfloat16"], key="launch_dtypes")
 with right.container():
-    has_dora = any(pick.label == "DoRA" for pick in picks) or bool(st.session_state.get("launch_saved"))
-    strategies = pick_strategies(has_dora, any(device.kind == "cuda" for device in devices))
+    strategies = adapter_picker.pick_strategies(kind, picks, any(device.kind == "cuda" for device in devices))
+    adapter_fields: dict[str, list[Any]] = {}
+    has_adapter = any(not pick.is_bare for pick in picks) or bool(st.session_state.get("launch_other_adapters"))
+    if has_adapter:
+        numbers(adapter_fields, {"rank": RANK}, errors)
 
-rank_text = str(st.session_state.get("launch_rank", "16"))
-try:
-    shown_rank = int((fields.parse_numbers("Rank", rank_text, whole=True) or [16])[0])
-except fields.FieldError:
-    shown_rank = 16
-targets = target_picker.pick(own_models.known_groups(models), shown_rank)
+section: dict[str, list[Any]] = {}
+if kind in section_form.SHOWN:
+    with st.grid(len(section_form.SHOWN[kind]), min_column_width=190):
+        section |= section_form.values(kind, section_form.SHOWN[kind], errors)
 
-with st.expander("More: other adapters, rank, repeats, threads, options", icon=":material/tune:"):
-    picks = picks + more_adapters()
-    spec_fields, adapter_fields, options = more_fields(picks)
+targets: list[str | tuple[str, ...]] = []
+if has_adapter or not picks:
+    rank_text = str(st.session_state.get("launch_rank", "16"))
+    try:
+        shown_rank = int((fields.parse_numbers("Rank", rank_text, whole=True) or [16])[0])
+    except fields.FieldError:
+        shown_rank = 16
+    targets = target_picker.pick(own_models.known_groups(models), shown_rank)
+
+with st.expander("More: other adapters, alpha, repeats, threads, options", icon=":material/tune:"):
+    picks = picks + adapter_picker.more_adapters(kind)
+    spec_fields, more_adapter_fields, options, more_section = more_fields(kind, picks, errors)
+    section |= more_section
+    adapter_fields |= more_adapter_fields
+for message in errors:
+    st.error(formatting.plain(message), icon=":material/error:")
 
 missing = [
     name
@@ -281,7 +265,7 @@ missing = [
         ("a model", models),
         ("an adapter", picks),
         ("a strategy", strategies),
-        ("target modules", targets or all(pick.path for pick in picks)),
+        ("target modules", targets or all(pick.path or pick.is_bare for pick in picks)),
         ("a device", device_ids),
         ("a dtype", dtypes),
     )
@@ -290,14 +274,16 @@ missing = [
 if missing:
     st.info(f"Choose {formatting.listing(missing)} to go on.", icon=":material/info:")
     st.stop()
-if st.session_state.get("launch_field_errors"):
+if errors:
     st.stop()
 
 with state.database().reading() as session:
     measured = runs.measured_hashes(session)
     estimator = Estimator(runs.durations(session))
 found = grid.candidates(
-    grid.Choices(models, picks, strategies, targets, dtypes, device_ids, spec_fields, adapter_fields, options),
+    grid.Choices(
+        kind, models, picks, strategies, targets, dtypes, device_ids, spec_fields, adapter_fields, options, section
+    ),
     problems=spec_problems,
     measured=measured,
     estimator=estimator,

@@ -9,27 +9,22 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
+from app.kinds import KINDS
 from app.widgets import frames, labels, launching, own_models, progress
 from app.widgets.downloads import table_downloads
+from app.widgets.metrics import Chart, Metrics, cards, draw
 from db import runs
 from db.runs import RunDetail, RunRow
 from engine import catalog
-from engine.spec import InitSpec, SpecError, parse_spec
+from engine.spec import Measured, SpecError, parse_spec
 
 FINAL_ADVICE = {
-    "out_of_memory": "Free memory, or choose a smaller model, fewer targets or another strategy.",
+    "out_of_memory": "Free memory, or choose a smaller model, a shorter context, fewer targets or another strategy.",
     "timed_out": "Raise the timeout, or choose fewer repeats.",
     "lost": "The worker ended without a result; the log below may say why, and the run can be started again.",
     "cancelled": "Someone cancelled it.",
     "failed": "The log below has the details.",
 }
-# What the header of the page shows as numbers, where the run has it; further metrics are in the table.
-KEY_METRICS = (
-    frames.INIT_TIME,
-    frames.PEAK_EXTRA,
-    "adapter_parameters",
-    "adapted_modules",
-)
 
 
 def run_id() -> int | None:
@@ -71,11 +66,10 @@ def header(run: RunDetail) -> None:
         for tag in run.tags:
             st.badge(formatting.plain(tag), icon=":material/label:", color="gray")
     facts = [f"Run {run.id}"]
-    if run.kind != "inspect":
+    if run.kind in KINDS:
         if run.name:
-            facts.append(
-                f"{labels.variant_label(run.kind, run.adapter, run.strategy)} on {labels.model_label(run.model)}"
-            )
+            way = labels.variant_label(run, run.spec)
+            facts.append(f"{labels.kind_label(run.kind)}: {way} on {labels.model_label(run.model)}")
         facts.append(labels.setting_label(run.spec))
     facts.append(formatting.moment(run.finished_at or run.created_at, state.zone()))
     if run.replica:
@@ -179,53 +173,15 @@ def what_went_wrong(run: RunDetail) -> None:
         )
 
 
-def key_numbers(metrics: pd.DataFrame) -> None:
-    """Median, spread and count of the init time, then what it cost."""
-    cards: list[tuple[str, str, str | None]] = []
-    metrics = metrics[metrics["variant"].isna()]
-    for name in KEY_METRICS:
-        rows = metrics[metrics["name"] == name]
-        if rows.empty:
-            continue
-        values, unit = rows["value"], rows["unit"].iloc[0]
-        median = formatting.measured(float(values.median()), unit)
-        if name != frames.INIT_TIME:
-            cards.append((formatting.metric_title(name), median, None))
-            continue
-        low, high = float(values.quantile(0.25)), float(values.quantile(0.75))
-        spread = formatting.seconds(high - low) if len(values) > 1 else formatting.DASH
-        cards.append(("Init time", median, "Median of the repeats."))
-        cards.append(("Interquartile range", spread, f"From {formatting.seconds(low)} to {formatting.seconds(high)}."))
-        cards.append(("Repeats", "1 run" if len(values) == 1 else str(len(values)), None))
-    if cards:
-        with st.grid(len(cards), min_column_width=150):
-            for label, value, help_text in cards:
-                st.metric(label, value, border=True, height="stretch", help=help_text)
-
-
-def charts(run: RunDetail, metrics: pd.DataFrame) -> None:
-    """Repeats, and memory over time as the tensors and the process show it."""
+def charts(run: RunDetail, metrics: Metrics) -> list[Chart]:
+    """The charts of the run's kind, and the memory of its process."""
     samples = pd.DataFrame(run.samples, columns=["source", "time_s", "phase", "category", "bytes"])
-    tensors, process = samples[samples["source"] == "tensors"], samples[samples["source"] == "process"]
-    times = metrics[(metrics["name"] == frames.INIT_TIME) & metrics["variant"].isna()][["repeat", "value"]].rename(
-        columns={"value": "seconds"}
-    )
-    first = metrics[metrics["name"] == "first_attach_time_s"]["value"]
-    if len(first):
-        times = pd.concat([pd.DataFrame({"repeat": [-1], "seconds": [first.iloc[0]]}), times])
-    drawn = []
-    if len(times):
-        drawn.append(
-            (figures.repeats(times, labels.adapter_colour(run.adapter)), "repeats_chart", "Seconds of each repeat")
-        )
-    if len(tensors):
-        drawn.append((figures.tensor_memory(tensors), "tensor_chart", "Live tensor bytes over time by category"))
+    view = KINDS.get(run.kind)
+    drawn: list[Chart] = view.charts(run, metrics, samples) if view else []
+    process = samples[samples["source"] == "process"]
     if len(process):
-        drawn.append((figures.process_memory(process), "process_chart", "Memory of the process over the run"))
-    for start in range(0, len(drawn), 2):
-        row = drawn[start : start + 2]
-        for column, (figure, key, alt) in zip(st.columns(len(row)), row, strict=True):
-            column.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False})
+        drawn.append(Chart(figures.process_memory(process), "process_chart", "Memory of the process over the run"))
+    return drawn
 
 
 def metric_table(metrics: pd.DataFrame) -> None:
@@ -237,10 +193,11 @@ def metric_table(metrics: pd.DataFrame) -> None:
             {
                 "Metric": formatting.metric_title(str(name)),
                 "Variant": variant if isinstance(variant, str) else "",
-                "Median": formatting.measured(float(values.median()), unit),
-                "Lower quartile": formatting.measured(float(values.quantile(0.25)), unit) if len(values) > 1 else "",
-                "Upper quartile": formatting.measured(float(values.quantile(0.75)), unit) if len(values) > 1 else "",
+                "Median": formatting.metric_text(str(name), float(values.median()), unit),
+                "Lower quartile": quartile(str(name), values, 0.25, unit),
+                "Upper quartile": quartile(str(name), values, 0.75, unit),
                 "n": len(values),
+                "Better": formatting.better(str(name)) or "",
             }
         )
     table = pd.DataFrame(lines)
@@ -248,6 +205,11 @@ def metric_table(metrics: pd.DataFrame) -> None:
         table = table.drop(columns="Variant")
     st.dataframe(table, hide_index=True, alt="Every metric of this run with median, quartiles and count")
     table_downloads(metrics, f"run_{st.query_params.get('id')}_metrics")
+
+
+def quartile(name: str, values: pd.Series, share: float, unit: str) -> str:
+    """A quartile as text, empty for a single value."""
+    return formatting.metric_text(name, float(values.quantile(share)), unit) if len(values) > 1 else ""
 
 
 def checks_table(run: RunDetail) -> None:
@@ -292,7 +254,7 @@ def details(run: RunDetail, metrics: pd.DataFrame) -> None:
         names.append("Numbers")
     if run.environment:
         names.append("Environment")
-    names += ["Spec", "Log"] + (["Python"] if run.kind == "init" else []) + (["Modules"] if run.inspection else [])
+    names += ["Spec", "Log"] + (["Python"] if run.kind in KINDS else []) + (["Modules"] if run.inspection else [])
     # A run without a result is looked at for its log.
     default = "Log" if run.state in FINAL_ADVICE and log else names[0]
     for name, tab in zip(names, st.tabs(names, default=default), strict=True):
@@ -323,7 +285,7 @@ def python_code(run: RunDetail) -> None:
     except SpecError as error:
         st.caption(formatting.plain(str(error)))
         return
-    if isinstance(spec, InitSpec):
+    if isinstance(spec, Measured):
         st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
@@ -381,7 +343,8 @@ if new_id := st.session_state.pop("run_again", None):
 if run.state in ("queued", "running"):
     live(run.id)
 what_went_wrong(run)
-metrics = pd.DataFrame(run.metrics, columns=["name", "unit", "variant", "x", "repeat", "value"])
-key_numbers(metrics)
-charts(run, metrics)
-details(run, metrics)
+metrics = Metrics(run.metrics)
+if run.kind in KINDS and (numbers := KINDS[run.kind].key_numbers(run, metrics)):
+    cards(numbers)
+draw(charts(run, metrics), columns=2)
+details(run, metrics.frame)

@@ -7,9 +7,11 @@ import json
 import pandas as pd
 import streamlit as st
 
-from app import figures, formatting, state
+from app import formatting, state
+from app.kinds import KINDS
 from app.widgets import frames, labels
 from app.widgets.downloads import table_downloads
+from app.widgets.metrics import draw
 from db import runs
 from db.runs import RunRow
 from engine.result import STATES
@@ -26,15 +28,23 @@ def several(label: str, options: list[str], key: str, **kwargs: object) -> list[
 
 def table(frame: pd.DataFrame) -> list[int]:
     """The runs; returns the ids of the selected ones."""
-    peak = frame["peak_extra_bytes"].max()
-    unit, unit_bytes = formatting.byte_unit(float(peak) if pd.notna(peak) else 0.0)
-    shown = frame.assign(
+    is_mixed = frame["kind_id"].nunique() > 1
+    shown = (frames.headlines(frame) if is_mixed else frame).assign(
         state=[[formatting.state_text(name)] for name in frame["state"]],
-        strategy=[labels.strategy_label("init", name) if name else None for name in frame["strategy"]],
-        peak_extra_bytes=frame["peak_extra_bytes"] / unit_bytes,
+        strategy=[
+            labels.strategy_label(kind, name) if name else None
+            for kind, name in zip(frame["kind_id"], frame["strategy"], strict=True)
+        ],
         when=pd.to_datetime(frame["when"], unit="s", utc=True),
     )
-    shown = shown.drop(columns=[name for name in ("tags", "name", "problem") if not frame[name].map(bool).any()])
+    units = {}
+    for name in ("peak_extra_bytes", "peak_bytes"):
+        if name in shown:
+            peak = shown[name].max()
+            units[name], unit_bytes = formatting.byte_unit(float(peak) if pd.notna(peak) else 0.0)
+            shown[name] = shown[name] / unit_bytes
+    empty = [name for name in ("tags", "name", "problem", "work") if not frame[name].map(bool).any()]
+    shown = shown.drop(columns=["kind_id", *empty, *([] if is_mixed else ["kind"])])
     states = [formatting.state_text(name) for name in STATES]
     event = st.dataframe(
         shown,
@@ -59,8 +69,24 @@ def table(frame: pd.DataFrame) -> list[int]:
             "targets": "Targets",
             "dtype": "Dtype",
             "device": "Device",
+            "kind": "Kind",
+            "work": st.column_config.TextColumn("Work", help="What each step or request was asked to do."),
+            "result": st.column_config.TextColumn("Result", alignment="right", help="The median of the repeats."),
+            "peak": st.column_config.TextColumn(
+                "Peak memory", alignment="right", help="With a plus: on top of what the model takes."
+            ),
             "init_s": st.column_config.NumberColumn("Init median", format="%.3g s"),
-            "peak_extra_bytes": st.column_config.NumberColumn(f"Peak extra, {unit}", format="%.3g"),
+            "merge_s": st.column_config.NumberColumn("Merge median", format="%.3g s"),
+            "step_s": st.column_config.NumberColumn("Step median", format="%.3g s"),
+            "train_tokens_per_s": st.column_config.NumberColumn("Trained tokens/s", format="%.3g"),
+            "decode_tokens_per_s": st.column_config.NumberColumn("Written tokens/s", format="%.3g"),
+            "prefill_s": st.column_config.NumberColumn("Prefill median", format="%.3g s"),
+            "peak_extra_bytes": st.column_config.NumberColumn(
+                f"Peak extra, {units.get('peak_extra_bytes')}", format="%.3g", help="Above what the model takes."
+            ),
+            "peak_bytes": st.column_config.NumberColumn(
+                f"Peak, {units.get('peak_bytes')}", format="%.3g", help="Of all tensors together."
+            ),
             "when": st.column_config.DatetimeColumn("When", format="distance"),
             "tags": st.column_config.ListColumn("Tags", width=160),
             "name": "Name",
@@ -118,20 +144,23 @@ def restore(ids: list[int]) -> None:
 
 
 def compare(selected: list[RunRow]) -> None:
-    """Init times of the selected runs, one row each."""
-    by_id = {row.id: row for row in selected[:COMPARED]}
-    with state.database().reading() as session:
-        values = runs.metric_values(session, run_ids=by_id, names=[frames.INIT_TIME])
-    frame = frames.run_frame(values, by_id)
-    if frame.empty:
-        st.caption("The selected runs hold no init times to compare.")
+    """The charts of the selected runs' kind, one row for each run."""
+    by_id = {row.id: row for row in sorted(selected[:COMPARED], key=lambda row: row.id)}
+    kinds = {row.kind for row in by_id.values()}
+    if len(kinds) > 1:
+        st.caption("Select runs of one kind to compare them in a chart.")
         return
-    st.plotly_chart(
-        figures.init_seconds(frame, labels.adapter_colours()),
-        key="compare_chart",
-        config={"displaylogo": False},
-        alt="Init seconds of the selected runs, lower is better",
-    )
+    view = KINDS.get(kinds.pop())
+    if view is None:
+        return
+    with state.database().reading() as session:
+        values = runs.metric_values(session, run_ids=by_id)
+    values = [value for value in values if value.variant == view.main_variant(by_id[value.run_id])]
+    charts = view.comparison(frames.metric_frame(values, by_id, frames.run_label))
+    if not charts:
+        st.caption("The selected runs hold no numbers to compare.")
+        return
+    draw(charts)
     settings = {labels.setting_label(row.spec) for row in by_id.values()}
     if len(settings) > 1:
         st.caption(
@@ -162,7 +191,7 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         icon=":material/search:",
     )
     states = several("State", list(known.states), "state", format_func=formatting.state_text)
-    kinds = several("Kind", list(known.kinds), "kind") if len(known.kinds) > 1 else None
+    kinds = several("Kind", list(known.kinds), "kind", format_func=labels.kind_label) if len(known.kinds) > 1 else None
     models = several("Model", list(known.models), "model", format_func=labels.model_label)
     adapters = several("Adapter", list(known.adapters), "adapter")
     devices = several("Device", list(known.devices), "device") if len(known.devices) > 1 else None
@@ -182,7 +211,8 @@ with state.database().reading() as session:
         include_archived=archived,
         limit=LIMIT,
     )
-    medians = frames.medians(runs.metric_values(session, run_ids=[row.id for row in rows], names=frames.CHART_METRICS))
+    shown_ids = [row.id for row in rows]
+    medians = frames.medians(runs.metric_values(session, run_ids=shown_ids, names=frames.listed_metrics()))
 if not rows:
     st.info("No run passes these filters; take one away.", icon=":material/filter_alt_off:")
     st.stop()

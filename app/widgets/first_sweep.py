@@ -159,7 +159,7 @@ def progress_card(sweep: FirstSweep) -> None:
 def run_lines(sweep: FirstSweep) -> None:
     """One line for each run, with what the running one does now."""
     for row in sweep.runs:
-        name = formatting.plain(labels.variant_label(row.kind, row.adapter, row.strategy))
+        name = formatting.plain(labels.variant_label(row))
         line = f"{formatting.state_icon(row.state)} {name}"
         if row.state == "running":
             st.markdown(f"{line} · :gray[{progress.phase_text(row, state.now_s())}]")

@@ -2,120 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from app import formatting
+from app.kinds import KINDS
 from app.widgets import labels
 from db.runs import MetricValue, RunRow
 
-INIT_TIME = "init_time_s"
-PEAK_EXTRA = "init_peak_extra_bytes"
 # Runs disturbed beyond this share of the CPU are marked.
 DISTURBED_SHARE = 0.1
-CHART_METRICS = (INIT_TIME, PEAK_EXTRA)
+_COLUMNS = [
+    "run_id",
+    "label",
+    "adapter",
+    "strategy",
+    "failed_checks",
+    "name",
+    "unit",
+    "variant",
+    "x",
+    "repeat",
+    "value",
+]
 
 
-def init_frame(values: Iterable[MetricValue], runs: Mapping[int, RunRow]) -> pd.DataFrame:
-    """One line per measured repeat of the runs given: ``label adapter strategy seconds run_id failed_checks``.
-
-    Runs with a failed check are rows of their own, as their times prove nothing. LoRA comes
-    first, then each adapter with stock before its faster strategies, so that rows read as a comparison.
-    """
+def metric_frame(
+    values: Iterable[MetricValue], runs: Mapping[int, RunRow], label: Callable[[RunRow], str]
+) -> pd.DataFrame:
+    """One line per metric of the runs given, with the label of its run."""
+    names = {run_id: label(row) for run_id, row in runs.items()}
     rows = [
-        {
-            "label": labels.variant_label(value.kind, value.adapter, value.strategy)
-            + (", check failed" if value.failed_checks else ""),
-            "adapter": value.adapter or "",
-            "strategy": value.strategy or "",
-            "seconds": value.value,
-            "run_id": value.run_id,
-            "failed_checks": value.failed_checks or 0,
-        }
+        (
+            value.run_id,
+            names[value.run_id],
+            value.adapter or "",
+            value.strategy or "",
+            value.failed_checks or 0,
+            value.name,
+            value.unit,
+            value.variant,
+            value.x,
+            value.repeat,
+            value.value,
+        )
         for value in values
-        if value.name == INIT_TIME and value.variant is None and value.run_id in runs
+        if value.run_id in runs
     ]
-    frame = pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id", "failed_checks"])
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def way_label(row: RunRow) -> str:
+    """What is compared: adapter and strategy. Runs with a failed check are rows of their own, as they prove nothing."""
+    return labels.variant_label(row, row.spec) + (", check failed" if row.failed_checks else "")
+
+
+def run_label(row: RunRow) -> str:
+    """One run among others of its kind."""
+    name = row.name or f"{labels.variant_label(row, row.spec)} on {labels.model_label(row.model)}"
+    return f"{row.id}: {name}"
+
+
+def in_order(frame: pd.DataFrame, compared: str) -> pd.DataFrame:
+    """The frame with its labels in the order in which they read as a comparison.
+
+    Runs without an adapter come first, then LoRA, then each adapter with stock before its other strategies; among
+    those the larger median of the metric ``compared`` comes first.
+    """
     if frame.empty:
         return frame
-    known = list(labels.adapter_colours())
+    known = ["", labels.FULL, *labels.adapter_colours()]
     rank = {name: known.index(name) if name in known else len(known) for name in frame["adapter"].unique()}
-    medians = frame.groupby("label")["seconds"].median()
+    medians = frame[frame["name"] == compared].groupby("label")["value"].median()
     keys = pd.DataFrame(
         {
             "adapter_rank": frame["adapter"].map(rank),
             "adapter": frame["adapter"],
-            "is_faster": frame["strategy"] != "stock",
+            "is_other": frame["strategy"] != "stock",
             "median": frame["label"].map(medians),
         }
     )
-    order = keys.sort_values(["adapter_rank", "adapter", "is_faster", "median"], ascending=[True, True, True, False])
+    order = keys.sort_values(
+        ["adapter_rank", "adapter", "is_other", "median"], ascending=[True, True, True, False], kind="stable"
+    )
     return frame.loc[order.index].reset_index(drop=True)
 
 
-def summary(frame: pd.DataFrame, peaks_bytes: Mapping[int, float]) -> pd.DataFrame:
-    """The table below the chart: one line per variant with median, quartiles, count and peak extra memory.
-
-    Args:
-        frame: of :func:`init_frame`.
-        peaks_bytes: peak extra memory by run id, in bytes.
-    """
-    lora = frame[(frame["adapter"] == "LoRA") & (frame["strategy"] == "stock")]["seconds"].median()
-    lines = []
-    for label, rows in frame.groupby("label", sort=False):
-        seconds = rows["seconds"]
-        peaks = [peaks_bytes[run] for run in rows["run_id"].unique() if run in peaks_bytes]
-        lines.append(
-            {
-                "variant": label,
-                "median_s": float(seconds.median()),
-                "lower_quartile_s": float(seconds.quantile(0.25)) if len(seconds) > 1 else None,
-                "upper_quartile_s": float(seconds.quantile(0.75)) if len(seconds) > 1 else None,
-                "repeats": len(seconds),
-                "runs": int(rows["run_id"].nunique()),
-                "times_lora": float(seconds.median() / lora) if lora > 0 else None,
-                "failed_checks": int(rows["failed_checks"].max()),
-                "peak_extra_bytes": max(peaks) if peaks else None,
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def medians(values: Iterable[MetricValue]) -> dict[tuple[int, str], float]:
-    """Median of each metric of each run, by (run id, metric name); variants such as a stage's time are left out."""
+def medians(values: Iterable[MetricValue]) -> dict[tuple[int, str, str | None], float]:
+    """Median of each metric of each run, by (run id, metric name, variant)."""
     frame = pd.DataFrame(
-        [(value.run_id, value.name, value.value) for value in values if value.variant is None],
-        columns=["run_id", "name", "value"],
+        [(value.run_id, value.name, value.variant or "", value.value) for value in values],
+        columns=["run_id", "name", "variant", "value"],
     )
     if frame.empty:
         return {}
-    grouped = frame.groupby(["run_id", "name"])["value"].median()
-    return {(int(run_id), str(name)): float(value) for (run_id, name), value in grouped.items()}
+    grouped = frame.groupby(["run_id", "name", "variant"])["value"].median()
+    return {
+        (int(run_id), str(name), str(variant) or None): float(value)
+        for (run_id, name, variant), value in grouped.items()
+    }
 
 
-def runs_frame(rows: Sequence[RunRow], values: Mapping[tuple[int, str], float]) -> pd.DataFrame:
-    """The table of runs: one line per run, times in seconds, memory in bytes, moments in epoch seconds."""
-    return pd.DataFrame(
-        [
-            {
-                "id": row.id,
-                "state": row.state,
-                "name": row.name or (f"Inspect {labels.model_label(row.model)}" if row.kind == "inspect" else None),
-                "model": labels.model_label(row.model),
-                "adapter": row.adapter,
-                "strategy": row.strategy,
-                "targets": labels.targets_label(row.spec) if row.kind != "inspect" else None,
-                "dtype": row.dtype,
-                "device": row.device,
-                "init_s": values.get((row.id, INIT_TIME)),
-                "peak_extra_bytes": values.get((row.id, PEAK_EXTRA)),
-                "when": row.finished_at or row.started_at or row.created_at,
-                "problem": problem_sentence(row),
-                "tags": list(row.tags),
-            }
-            for row in rows
-        ]
-    )
+def listed_metrics() -> tuple[str, ...]:
+    """The metrics that the table of runs shows."""
+    return tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.COLUMNS.values()))
+
+
+def runs_frame(rows: Sequence[RunRow], values: Mapping[tuple[int, str, str | None], float]) -> pd.DataFrame:
+    """The table of runs: one line per run, times in seconds, memory in bytes, moments in epoch seconds.
+
+    Each kind has columns of its own for its time or speed and its peak memory; a kind without runs here has none.
+    """
+    kinds = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
+    columns = dict.fromkeys(column for kind in kinds for column in KINDS[kind].COLUMNS)
+    return pd.DataFrame([_line(row, values, list(columns)) for row in rows])
+
+
+def headlines(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of runs of several kinds with one text for each run's time or speed, and one for its peak memory."""
+    results, peaks = [], []
+    for _, line in frame.iterrows():
+        kind = KINDS.get(line["kind_id"])
+        name, word = kind.HEADLINE if kind else ("", "")
+        value = line.get(name)
+        unit = "tokens/s" if name.endswith("tokens_per_s") else "s"
+        results.append("" if value is None or pd.isna(value) else f"{word} {formatting.measured(value, unit)}".strip())
+        extra, peak = line.get("peak_extra_bytes"), line.get("peak_bytes")
+        if extra is not None and pd.notna(extra):
+            peaks.append(f"+{formatting.size(extra)}")
+        else:
+            peaks.append("" if peak is None or pd.isna(peak) else formatting.size(peak))
+    columns = {name for kind in KINDS.values() for name in kind.COLUMNS}
+    shown = frame.drop(columns=[name for name in frame.columns if name in columns])
+    place = list(shown.columns).index("device") + 1
+    shown.insert(place, "result", results)
+    shown.insert(place + 1, "peak", peaks)
+    return shown
+
+
+def _line(
+    row: RunRow, values: Mapping[tuple[int, str, str | None], float], columns: Sequence[str]
+) -> dict[str, object]:
+    kind = KINDS.get(row.kind)
+    metrics = kind.COLUMNS if kind else {}
+    variant = kind.main_variant(row) if kind else None
+    return {
+        "id": row.id,
+        "kind_id": row.kind,
+        "kind": labels.kind_label(row.kind),
+        "state": row.state,
+        "name": row.name or (None if kind else labels.run_title(row)),
+        "model": labels.model_label(row.model),
+        "adapter": row.adapter or (labels.bare_label(row.kind) if kind else None),
+        "strategy": row.strategy,
+        "targets": labels.targets_label(row.spec) if kind else None,
+        "work": ", ".join([*labels.work_parts(row.spec), *labels.savings(row.spec)]),
+        "dtype": row.dtype,
+        "device": row.device,
+        **{name: values.get((row.id, metrics[name], variant)) if name in metrics else None for name in columns},
+        "when": row.finished_at or row.started_at or row.created_at,
+        "problem": problem_sentence(row),
+        "tags": list(row.tags),
+    }
 
 
 def problem_sentence(row: RunRow) -> str | None:
@@ -127,19 +176,3 @@ def problem_sentence(row: RunRow) -> str | None:
     if row.background_cpu_share is not None and row.background_cpu_share > DISTURBED_SHARE:
         return f"Disturbed: other processes used {row.background_cpu_share * 100:.0f} % of the CPU meanwhile"
     return None
-
-
-def run_frame(values: Iterable[MetricValue], runs: Mapping[int, RunRow]) -> pd.DataFrame:
-    """Like :func:`init_frame` with one row of the chart per run, for comparing runs that someone selected."""
-    rows = [
-        {
-            "label": f"{value.run_id}: {labels.run_title(row.kind, row.model, row.adapter, row.strategy, row.name)}",
-            "adapter": value.adapter or "",
-            "strategy": value.strategy or "",
-            "seconds": value.value,
-            "run_id": value.run_id,
-        }
-        for value in values
-        if value.name == INIT_TIME and value.variant is None and (row := runs.get(value.run_id)) is not None
-    ]
-    return pd.DataFrame(rows, columns=["label", "adapter", "strategy", "seconds", "run_id"])

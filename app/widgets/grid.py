@@ -17,7 +17,7 @@ from app.widgets import labels
 from app.widgets.estimates import Estimator, Expectation
 from engine import catalog
 from engine.catalog import ModuleGroup
-from engine.spec import InitSpec, SpecError, parse_spec, spec_hash
+from engine.spec import Measured, SpecError, parse_spec, spec_hash
 
 MAX_COMBINATIONS = 200
 # Spec fields that a type may lack; they are left out of its specs.
@@ -26,7 +26,7 @@ _COMMON = ("rank", "alpha", "dropout")
 
 @dataclass(frozen=True, slots=True)
 class AdapterPick:
-    """One chosen adapter: a type with the options that make it what it is called, or a saved folder."""
+    """One chosen adapter: a type with the options that make it what it is called, a saved folder, or neither."""
 
     label: str
     type: str | None = None
@@ -34,11 +34,20 @@ class AdapterPick:
     path: str | None = None
     low_cpu_mem_usage: bool = False
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is the choice of no adapter at all."""
+        return self.type is None and self.path is None
+
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the form holds. Each list is one axis of the grid; ``options`` are axes of one adapter type each."""
+    """What the form holds. Each list is one axis of the grid; ``options`` are axes of one adapter type each.
 
+    ``section`` holds the axes of the kind's own section.
+    """
+
+    kind: str
     models: Sequence[str]
     adapters: Sequence[AdapterPick]
     strategies: Sequence[str]
@@ -48,6 +57,7 @@ class Choices:
     fields: Mapping[str, Sequence[Any]]
     adapter_fields: Mapping[str, Sequence[Any]]
     options: Mapping[str, Mapping[str, Sequence[Any]]]
+    section: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class Candidate:
 
     document: Mapping[str, Any]
     adapter: str
-    spec: InitSpec | None
+    spec: Measured | None
     problem: str | None
     measured: int = 0
     expectation: Expectation | None = None
@@ -64,28 +74,51 @@ class Candidate:
 
 def combinations(choices: Choices) -> Iterator[tuple[AdapterPick, dict[str, Any]]]:
     """Spec documents in the order in which people read a grid: model, adapter, strategy, targets, then the rest."""
-    names = list(choices.fields)
     for model, pick in itertools.product(choices.models, choices.adapters):
         adapters = list(_adapter_documents(pick, choices))
         for strategy, adapter, dtype, device in itertools.product(
             choices.strategies, adapters, choices.dtypes, choices.devices
         ):
-            for values in itertools.product(*(choices.fields[name] for name in names)):
+            for values, section in itertools.product(_products(choices.fields), _sections(pick, choices)):
                 yield (
                     pick,
                     {
-                        "kind": "init",
+                        "kind": choices.kind,
                         "model": model,
                         "dtype": dtype,
                         "device": device,
                         "strategy": strategy,
                         "adapter": adapter,
-                        **dict(zip(names, values, strict=True)),
+                        **values,
+                        **section,
                     },
                 )
 
 
-def _adapter_documents(pick: AdapterPick, choices: Choices) -> Iterator[dict[str, Any]]:
+def _products(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _sections(pick: AdapterPick, choices: Choices) -> list[dict[str, Any]]:
+    """The kind's section in each of its combinations, without what the adapter cannot have.
+
+    The bare model has no variants and no number of adapters, and some types have no merged variant.
+    """
+    if not choices.section:
+        return [{}]
+    axes = dict(choices.section)
+    if pick.is_bare:
+        axes = {name: values for name, values in axes.items() if name not in ("variants", "adapters")}
+    elif pick.type is not None and "merge" in catalog.adapter_type(pick.type).cannot:
+        variants = [[name for name in chosen if name != "merged"] for chosen in axes.get("variants", ())]
+        axes |= {"variants": [chosen for chosen in variants if chosen]} if any(variants) else {}
+    return [{choices.kind: section} for section in _products(axes)]
+
+
+def _adapter_documents(pick: AdapterPick, choices: Choices) -> Iterator[dict[str, Any] | None]:
+    if pick.is_bare:
+        yield None
+        return
     if pick.path is not None:
         for dtype in choices.adapter_fields["adapter_dtype"]:
             yield {"path": pick.path, "low_cpu_mem_usage": pick.low_cpu_mem_usage, "adapter_dtype": dtype}
@@ -110,7 +143,7 @@ def _adapter_documents(pick: AdapterPick, choices: Choices) -> Iterator[dict[str
 def candidates(
     choices: Choices,
     *,
-    problems: Callable[[InitSpec], Sequence[SpecError]],
+    problems: Callable[[Measured], Sequence[SpecError]],
     measured: Mapping[str, int],
     estimator: Estimator,
     facts: Callable[[str], tuple[int | None, Sequence[ModuleGroup]]],
@@ -132,7 +165,7 @@ def candidates(
         except SpecError as error:
             found.append(Candidate(document, pick.label, None, str(error)))
             continue
-        assert isinstance(spec, InitSpec)
+        assert isinstance(spec, Measured)
         key = spec_hash(spec)
         if key in seen:
             continue
@@ -140,7 +173,7 @@ def candidates(
         full = spec.model_dump(mode="json")
         trouble = problems(spec)
         parameters, groups = facts(spec.model)
-        label = labels.adapter_label(full["adapter"])
+        label = labels.adapter_option_label(spec.kind, full["adapter"])
         expectation = estimator.expect(
             kind=spec.kind,
             model=spec.model,
@@ -158,7 +191,7 @@ def candidates(
     return found
 
 
-def runnable(found: Sequence[Candidate]) -> list[InitSpec]:
+def runnable(found: Sequence[Candidate]) -> list[Measured]:
     """The specs that can be launched."""
     return [candidate.spec for candidate in found if candidate.spec is not None and candidate.problem is None]
 
@@ -184,7 +217,7 @@ def preview_frame(found: Sequence[Candidate]) -> pd.DataFrame:
             {
                 "Model": labels.model_label(str(document["model"])),
                 "Adapter": candidate.adapter,
-                "Strategy": labels.strategy_label("init", str(document["strategy"])),
+                "Strategy": labels.strategy_label(str(document["kind"]), str(document["strategy"])),
                 "Targets": labels.targets_label(document),
                 "Dtype": document["dtype"],
                 "Device": document["device"],
@@ -202,15 +235,26 @@ def preview_frame(found: Sequence[Candidate]) -> pd.DataFrame:
 
 def _varying(documents: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     shown = {("model",), ("strategy",), ("dtype",), ("device",), ("kind",), ("task",)}
-    hidden: set[tuple[str, ...]] = {("adapter", "target_modules"), ("adapter", "path"), ("adapter", "type")}
+    hidden: set[tuple[str, ...]] = {
+        ("adapter",),
+        ("adapter", "target_modules"),
+        ("adapter", "path"),
+        ("adapter", "type"),
+    }
     hidden |= {("adapter", "options", name) for choice in catalog.adapter_choices() for name in choice.options}
     paths: dict[tuple[str, ...], list[Any]] = {}
     for document in documents:
         for path, _ in _leaves(document):
             paths.setdefault(path, [])
     for path, values in paths.items():
-        values += [repr(_at(document, path)) for document in documents]
+        # The bare model lacks all that belongs to an adapter, which its name says already.
+        alike = [item for item in documents if item["adapter"] is not None or not _of_adapter(path)]
+        values += [repr(_at(document, path)) for document in alike]
     return {path[-1]: path for path, values in paths.items() if len(set(values)) > 1 and path not in shown | hidden}
+
+
+def _of_adapter(path: tuple[str, ...]) -> bool:
+    return path[0] == "adapter" or path[-1] in ("variants", "adapters")
 
 
 def _leaves(document: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -233,4 +277,6 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -38,7 +38,7 @@ def new_run(spec: Spec) -> NewRun:
         spec=document,
         spec_hash=spec_hash(spec),
         model=spec.model,
-        adapter=labels.adapter_label(adapter) if adapter else "Full fine-tuning" if spec.kind == "train" else None,
+        adapter=labels.adapter_label(adapter) if adapter else labels.FULL if spec.kind == "train" else None,
         adapter_type=_adapter_type(spec),
         strategy=spec.strategy,
         dtype=spec.dtype,

@@ -79,7 +79,7 @@ def phase_text(row: RunRow, now_s: float, expected_s: float | None = None) -> st
 
 def run_name(row: RunRow) -> str:
     """A run's title, safe inside Markdown."""
-    return formatting.plain(labels.run_title(row.kind, row.model, row.adapter, row.strategy, row.name))
+    return formatting.plain(labels.run_title(row))
 
 
 def running_card(row: RunRow, expected_s: float | None = None) -> None:

@@ -18,7 +18,7 @@ from engine.catalog.options import check_options
 from engine.catalog.strategies import Strategy, strategies, strategy
 
 if TYPE_CHECKING:
-    from engine.spec import InitSpec
+    from engine.spec import Measured
 
 __all__ = [
     "AdapterChoice",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def snippet(spec: InitSpec, groups: Sequence[ModuleGroup] | None = None) -> str:
+def snippet(spec: Measured, groups: Sequence[ModuleGroup] | None = None) -> str:
     """A short program to use a spec's adapter and strategy in one's own code; see :mod:`engine.catalog.snippets`."""
     # Not imported at the top: snippets read specs, and the module of specs reads this catalog.
     from engine.catalog.snippets import snippet as write

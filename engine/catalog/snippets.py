@@ -9,15 +9,27 @@ from typing import Any
 from engine.catalog.adapter_types import AdapterType, adapter_type, largest_fitting
 from engine.catalog.architectures import models
 from engine.catalog.modules import ModuleGroup
-from engine.catalog.strategies import strategy
+from engine.catalog.strategies import Strategy, strategy
 from engine.catalog.targets import PRESETS, TargetError, Targets, names_of, resolve
-from engine.spec import FreshAdapter, InitSpec
+from engine.spec import FreshAdapter, InferenceSpec, Measured, MergeSpec, TrainSpec
 
 _HUB_SOURCE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/blob")
+_AUTO_CLASSES = {
+    "causal_lm": "AutoModelForCausalLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
+_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
+_QUANTIZATIONS = {"int8": "load_in_8bit=True", "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'}
+_OPTIMIZERS = {
+    "adamw": "torch.optim.AdamW",
+    "sgd": "torch.optim.SGD",
+    "adafactor": "torch.optim.Adafactor",
+    "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
+}
 
 
-def snippet(spec: InitSpec, groups: Sequence[ModuleGroup] | None = None) -> str:
-    """A short program that loads the model and attaches the same adapter by the same strategy.
+def snippet(spec: Measured, groups: Sequence[ModuleGroup] | None = None) -> str:
+    """A short program that loads the model, attaches the same adapter, and does what the kind measures.
 
     ``groups`` are the model's modules where they are known (bundled models' always are); without them a preset other
     than all-linear is left for the reader to fill in.
@@ -26,42 +38,132 @@ def snippet(spec: InitSpec, groups: Sequence[ModuleGroup] | None = None) -> str:
     if groups is None and bundled is not None:
         groups = bundled.groups
     way = strategy(spec.kind, spec.strategy)
-    fresh = isinstance(spec.adapter, FreshAdapter)
-    lines = ["import torch"]
-    if fresh:
-        entry = adapter_type(spec.adapter.type)  # type: ignore[union-attr]
-        lines.append(f"from peft import {entry.config_class}, get_peft_model")
-    else:
-        lines.append("from peft import PeftModel")
     from_config = bundled is not None and not _HUB_SOURCE.match(bundled.source)
-    lines.append(f"from transformers import {'AutoConfig, ' if from_config else ''}AutoModelForCausalLM")
-    if way.snippet_context:
-        lines += ["", way.snippet_context]
+    lines = ["import torch", *_import_lines(spec, from_config)]
+    body, contexts = _work_lines(spec, way)
+    contexts = [line for line in (way.snippet_context, *contexts) if line]
+    if contexts:
+        lines += ["", *contexts]
     lines += ["", *_model_lines(spec, from_config)]
-    if fresh:
-        lines += _config_lines(spec.adapter, groups)  # type: ignore[arg-type]
-    attach = "model = " + _attach_call(spec)
-    lines += [f"with {way.id}():", f"    {attach}"] if way.snippet_context else [attach]
-    return "\n".join(lines) + "\n"
+    if isinstance(spec.adapter, FreshAdapter):
+        lines += _config_lines(spec.adapter, groups, _TASK_TYPES[spec.task])
+    if spec.adapter is not None:
+        attach = "model = " + _attach_call(spec)
+        wrapped = spec.kind == "init" and way.snippet_context
+        lines += [f"with {way.id}():", f"    {attach}"] if wrapped else [attach]
+    return "\n".join(lines + body) + "\n"
 
 
-def _model_lines(spec: InitSpec, from_config: bool) -> list[str]:
+def _import_lines(spec: Measured, from_config: bool) -> list[str]:
+    names = []
+    if isinstance(spec.adapter, FreshAdapter):
+        names.append(f"from peft import {adapter_type(spec.adapter.type).config_class}, get_peft_model")
+    elif spec.adapter is not None:
+        names.append("from peft import PeftModel")
+    wanted = [_AUTO_CLASSES[spec.task]]
+    wanted += ["AutoConfig"] if from_config else []
+    wanted += ["BitsAndBytesConfig"] if spec.quantization else []
+    return [*names, f"from transformers import {', '.join(sorted(wanted))}"]
+
+
+def _model_lines(spec: Measured, from_config: bool) -> list[str]:
     bundled = models().get(spec.model)
     tail = f"dtype=torch.{spec.dtype}, attn_implementation={spec.attention!r}"
+    auto = _AUTO_CLASSES[spec.task]
+    lines = []
+    if spec.quantization:
+        lines.append(f"quantization_config = BitsAndBytesConfig({_QUANTIZATIONS[spec.quantization]})")
+        tail += ", quantization_config=quantization_config"
     if from_config and bundled is not None:
         config = ", ".join(f"{name}={value!r}" for name, value in bundled.config.items() if name != "model_type")
-        lines = [f"config = AutoConfig.for_model({bundled.model_type!r}, {config})"]
-        lines.append(f"model = AutoModelForCausalLM.from_config(config, {tail})")
+        lines.append(f"config = AutoConfig.for_model({bundled.model_type!r}, {config})")
+        lines.append(f"model = {auto}.from_config(config, {tail})")
     else:
         found = _HUB_SOURCE.match(bundled.source) if bundled is not None else None
         name = found[1] if found else spec.model
-        lines = [f"model = AutoModelForCausalLM.from_pretrained({name!r}, {tail})"]
+        lines.append(f"model = {auto}.from_pretrained({name!r}, {tail})")
     if spec.device != "cpu":
         lines.append(f"model = model.to({spec.device!r})")
     return lines
 
 
-def _config_lines(adapter: FreshAdapter, groups: Sequence[ModuleGroup] | None) -> list[str]:
+def _work_lines(spec: Measured, way: Strategy) -> tuple[list[str], list[str]]:
+    """What the kind does with the model once the adapter is on, and the imports that it needs."""
+    if isinstance(spec, MergeSpec):
+        return _merge_lines(way), []
+    if isinstance(spec, TrainSpec):
+        return _train_lines(spec, way)
+    if isinstance(spec, InferenceSpec):
+        return _inference_lines(spec, way)
+    return [], []
+
+
+def _merge_lines(way: Strategy) -> list[str]:
+    call = f"model = model.merge_and_unload({'safe_merge=True' if way.id == 'safe' else ''})"
+    return [f"with {way.id}():", f"    {call}"] if way.snippet_context else [call]
+
+
+def _train_lines(spec: TrainSpec, way: Strategy) -> tuple[list[str], list[str]]:
+    section = spec.train
+    imports, contexts = [], [f"{way.id}()"] if way.snippet_context else []
+    if section.loss_chunks > 1:
+        imports.append("from engine.strategies.losses import chunked_loss")
+        contexts.append(f"chunked_loss(model, {section.loss_chunks})")
+    if section.sequence_tiles > 1:
+        imports.append("from engine.strategies.losses import tiled_mlp")
+        contexts.append(f"tiled_mlp(model, {section.sequence_tiles})")
+    imports += ["import bitsandbytes"] if section.optimizer == "adamw_8bit" else []
+    lines = ["", "model.train()"]
+    if section.gradient_checkpointing:
+        lines += ["model.enable_input_require_grads()"] if spec.adapter is not None else []
+        lines.append('model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})')
+    lines += [
+        "trained = [parameter for parameter in model.parameters() if parameter.requires_grad]",
+        f"optimizer = {_OPTIMIZERS[section.optimizer]}(trained, lr=1e-4)",
+        f"size = ({section.batch_size}, {section.context_length})",
+        "input_ids = torch.randint(model.config.get_text_config().vocab_size, size, device=model.device)",
+    ]
+    labels = "input_ids"
+    if spec.task == "sequence_classification":
+        labels = "labels"
+        lines.append("labels = torch.randint(2, size[:1], device=model.device)")
+    name = "model"
+    if way.id == "compiled":
+        lines.append("compiled = torch.compile(model)")
+        name = "compiled"
+    scale = f" / {section.accumulation}" if section.accumulation > 1 else ""
+    step = [
+        f"loss = {name}(input_ids=input_ids, labels={labels}, use_cache=False).loss{scale}",
+        "loss.backward()",
+    ]
+    if section.accumulation > 1:
+        step = [f"for _ in range({section.accumulation}):", *(f"    {line}" for line in step)]
+    lines += [f"with {', '.join(contexts)}:", *(f"    {line}" for line in step)] if contexts else step
+    return [*lines, "optimizer.step()", "optimizer.zero_grad()"], imports
+
+
+def _inference_lines(spec: InferenceSpec, way: Strategy) -> tuple[list[str], list[str]]:
+    section = spec.inference
+    imports, contexts = [], []
+    if way.snippet_context:
+        contexts.append(f"{way.id}(model)")
+    if way.id == "dora_cached":
+        imports.append("from peft.helpers import DoraCaching")
+        contexts.append("DoraCaching()")
+    lines = [
+        "",
+        "model.eval()",
+        *(["model.forward = torch.compile(model.forward)"] if way.id == "compiled" else []),
+        f"size = ({section.batch_size}, {section.prompt_tokens})",
+        "input_ids = torch.randint(model.config.get_text_config().vocab_size, size, device=model.device)",
+        f"with {', '.join(['torch.inference_mode()', *contexts])}:",
+        f"    tokens = model.generate(input_ids=input_ids, min_new_tokens={section.new_tokens}, "
+        f"max_new_tokens={section.new_tokens}, do_sample=False)",
+    ]
+    return lines, imports
+
+
+def _config_lines(adapter: FreshAdapter, groups: Sequence[ModuleGroup] | None, task_type: str) -> list[str]:
     entry = adapter_type(adapter.type)
     values: dict[str, Any] = dict(entry.engine_defaults)
     common = {"rank": adapter.rank, "alpha": adapter.alpha, "dropout": adapter.dropout}
@@ -73,7 +175,7 @@ def _config_lines(adapter: FreshAdapter, groups: Sequence[ModuleGroup] | None) -
         fields, note = _target_fields(adapter, entry, groups)
         values |= fields
     values |= adapter.options
-    lines = [f"config = {entry.config_class}(", '    task_type="CAUSAL_LM",']
+    lines = [f"config = {entry.config_class}(", f'    task_type="{task_type}",']
     lines += [f"    {name}={value!r}," + (note if name == "target_modules" else "") for name, value in values.items()]
     return [*lines, ")"]
 
@@ -108,7 +210,8 @@ def _resolved_fields(
     return values
 
 
-def _attach_call(spec: InitSpec) -> str:
+def _attach_call(spec: Measured) -> str:
+    assert spec.adapter is not None
     keep = "" if spec.adapter.adapter_dtype == "float32" else ", autocast_adapter_dtype=False"
     if isinstance(spec.adapter, FreshAdapter):
         return f"get_peft_model(model, config{keep})"

@@ -89,7 +89,7 @@ def test_only_runs_of_one_setting_are_compared(open_page: Open, database: Databa
     stored.store(database, stored.init_document(dtype="float32"), stored.result([0.4]))
     app = open_page("overview")
     assert app.metric[0].value == "400 ms", "the newest setting comes first"
-    app.selectbox(key="overview_setting").select_index(1).run()
+    app.selectbox(key="overview_setting_init").select_index(1).run()
     assert app.metric[0].value == "200 ms"
 
 

@@ -1,0 +1,20 @@
+"""Charts as pure functions: a DataFrame in, a Plotly figure out. Reads no database, knows no page, needs no browser."""
+
+from app.figures.memory import CATEGORY_COLOURS, STEP_COLOURS, drift, process_memory, stacked, tensor_memory
+from app.figures.parts import linear_ticks, log_ticks, needs_log_axis, time_axis_ticks
+from app.figures.spread import repeats, spread
+
+__all__ = [
+    "CATEGORY_COLOURS",
+    "STEP_COLOURS",
+    "drift",
+    "linear_ticks",
+    "log_ticks",
+    "needs_log_axis",
+    "process_memory",
+    "repeats",
+    "spread",
+    "stacked",
+    "tensor_memory",
+    "time_axis_ticks",
+]

@@ -1,0 +1,149 @@
+"""Charts of repeats: rows of points with median and interquartile range, and the repeats of one run in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import formatting
+from app.figures import parts
+
+
+def spread(
+    frame: pd.DataFrame,
+    colours: Mapping[str, str],
+    *,
+    title: str,
+    unit: str = "s",
+    better: formatting.Better | None = "lower",
+    baseline: str | None = None,
+) -> go.Figure:
+    """Repeats, median and interquartile range of a metric, one row per label.
+
+    Args:
+        frame: one line per repeat with ``label`` (row, in order of first appearance), ``adapter`` (colour key),
+            ``value`` in ``unit`` and ``run_id``.
+        colours: adapter -> colour; adapters that are missing are grey.
+        title: metric and unit; the direction is added.
+        unit: of ``value``, as metrics store it.
+        better: which way the metric is better.
+        baseline: label of the row whose median is drawn as a dashed line through all rows.
+    """
+    figure = go.Figure()
+    labels = list(dict.fromkeys(frame["label"]))
+    middle = None
+    if baseline in labels:
+        middle = float(frame.loc[frame["label"] == baseline, "value"].median())
+    for label in labels:
+        _row(figure, label, frame[frame["label"] == label], colours, unit)
+        ends = float(frame.loc[frame["label"] == label, "value"].max())
+        if middle is not None and ends < middle < ends + 0.3 * float(frame["value"].max()):
+            # The row's text starts behind the baseline instead of being crossed by it.
+            figure.data[-1].x = [middle]
+    if middle is not None:
+        figure.add_vline(x=middle, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    log = parts.needs_log_axis(frame["value"])
+    head = f"{title}, log scale" if log else title
+    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.ROW_HEIGHT_PX * len(labels))
+    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, title=None)
+    figure.update_yaxes(tickfont={"size": 13})
+    _value_axis(figure, float(frame["value"].min()), float(frame["value"].max()), unit, log)
+    return figure
+
+
+def _row(figure: go.Figure, label: str, rows: pd.DataFrame, colours: Mapping[str, str], unit: str) -> None:
+    values = rows["value"]
+    colour = colours.get(str(rows["adapter"].iloc[0]), formatting.GREY)
+    median = float(values.median())
+    figure.add_scatter(
+        x=values,
+        y=[label] * len(values),
+        mode="markers",
+        marker={"size": 9, "color": colour, "opacity": 0.4, "line": {"width": 0}},
+        customdata=[[run, formatting.measured(value, unit)] for run, value in zip(rows["run_id"], values, strict=True)],
+        hovertemplate="%{y}<br>%{customdata[1]} · run %{customdata[0]}<extra></extra>",
+    )
+    if len(values) > 1:
+        lower, upper = float(values.quantile(0.25)), float(values.quantile(0.75))
+        figure.add_scatter(
+            x=[lower, upper],
+            y=[label, label],
+            mode="lines",
+            line={"width": 7, "color": colour},
+            opacity=0.65,
+            hovertemplate=f"interquartile range {formatting.measured(lower, unit)} to "
+            f"{formatting.measured(upper, unit)}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[median],
+        y=[label],
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": colour}},
+        hovertemplate=f"{label}<br>median {formatting.measured(median, unit)}<extra></extra>",
+    )
+    evidence = formatting.evidence(len(rows), rows["run_id"].nunique())
+    figure.add_scatter(
+        x=[float(values.max())],
+        y=[label],
+        mode="text",
+        # Em spaces, as ordinary ones at the start of a line are dropped.
+        text=[f"\u2003<b>{formatting.measured(median, unit)}</b>\u2002{evidence}"],
+        textfont={"size": 13},
+        textposition="middle right",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+
+
+def _value_axis(figure: go.Figure, low: float, high: float, unit: str, log: bool) -> None:
+    if log:
+        # Room on the right for the direct labels, which are as long as a decade or so is wide.
+        left, right = low / 1.6, high * (high / low) ** 0.45 * 1.5
+        ticks, texts = parts.log_ticks(left, high * 2, unit)
+        figure.update_xaxes(type="log", range=[math.log10(left), math.log10(right)], tickvals=ticks, ticktext=texts)
+    else:
+        ticks, texts = parts.linear_ticks(high * 1.05, unit)
+        figure.update_xaxes(range=[0, high * 1.5 or 1], tickvals=ticks, ticktext=texts)
+
+
+def repeats(frame: pd.DataFrame, colour: str, *, title: str, first_name: str = "first") -> go.Figure:
+    """Every repeat of one run in order, with the median dashed; what came before the repeats is hollow.
+
+    Args:
+        frame: ``repeat`` (from 0; -1 for the first of the process) and ``seconds``.
+        colour: of the adapter.
+        title: what was timed; unit and direction are added.
+        first_name: what the hollow point is called on the axis.
+    """
+    figure = go.Figure()
+    first, rest = frame[frame["repeat"] < 0], frame[frame["repeat"] >= 0].sort_values("repeat")
+    names = [str(int(number) + 1) for number in rest["repeat"]]
+    for rows, xs, symbol in ((first, [first_name] * len(first), "circle-open"), (rest, names, "circle")):
+        if len(rows):
+            figure.add_scatter(
+                x=xs,
+                y=rows["seconds"],
+                mode="markers",
+                marker={"size": 11, "symbol": symbol, "color": colour, "line": {"width": 2, "color": colour}},
+                customdata=[formatting.seconds(value) for value in rows["seconds"]],
+                hovertemplate="%{x}: %{customdata}<extra></extra>",
+            )
+    if len(rest):
+        median = float(rest["seconds"].median())
+        text = f"median {formatting.seconds(median)}" if len(rest) > 1 else "1 run"
+        figure.add_hline(
+            y=median,
+            line={"dash": "dash", "width": 1.5, "color": formatting.GREY},
+            annotation={"text": text, "font": {"size": 12}, "xanchor": "left", "xshift": 6},
+            annotation_position="right",
+        )
+    parts.finish(figure, f"{title}, seconds, lower is better", height_px=parts.PANEL_HEIGHT_PX)
+    figure.update_layout(margin={"t": 76, "r": 110})
+    figure.update_xaxes(type="category", title="repeat", showgrid=False)
+    high = float(frame["seconds"].max())
+    ticks, texts = parts.linear_ticks(high * 1.1, "s")
+    figure.update_yaxes(rangemode="tozero", range=[0, high * 1.2 or 1], tickvals=ticks, ticktext=texts)
+    return figure

@@ -1,0 +1,165 @@
+"""Inference on the pages: tokens per second by variant, prefill, overhead against the base in the same run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from app import figures, formatting
+from app.kinds import tables
+from app.widgets import labels
+from app.widgets.metrics import Card, Chart, Metrics
+from db.runs import RunDetail, RunRow
+
+QUESTION = "How fast a prompt is read and tokens are written with and without the adapter, and what it costs."
+COLUMNS = {
+    "decode_tokens_per_s": "decode_tokens_per_s",
+    "prefill_s": "prefill_time_s",
+    "peak_bytes": "peak_bytes",
+}
+# The column that says most, with the word before its value where kinds are listed together.
+HEADLINE = ("decode_tokens_per_s", "")
+COMPARED = "decode_tokens_per_s"
+BASE = "base"
+# The order in which variants are read; a strategy's own comes after stock PEFT.
+_PLACES = {"base": 0, "adapter_disabled": 1, "adapter": 2, "mixed_batch": 4, "merged": 5}
+
+
+def main_variant(row: RunRow) -> str | None:
+    """The variant that the run is about: the base alone without an adapter, its own strategy, else stock PEFT."""
+    if row.adapter is None:
+        return BASE
+    return row.strategy if row.strategy not in (None, "stock") else "adapter"
+
+
+def variant_label(variant: str, adapter: str | None) -> str:
+    """What a variant is called in charts: "Base model", "LoRA · Fused", "LoRA · Merged"."""
+    if variant == BASE:
+        return labels.BASE
+    way = {
+        "adapter_disabled": "Disabled",
+        "adapter": labels.strategy_label("inference", "stock"),
+        "merged": "Merged",
+        "mixed_batch": "Several in one batch",
+    }.get(variant) or labels.strategy_label("inference", variant)
+    return f"{adapter or 'Adapter'} · {way}"
+
+
+def key_numbers(run: RunDetail, metrics: Metrics) -> list[Card]:
+    """Speed of base and adapter, overhead, prefill and request time."""
+    main = _main(run, metrics)
+    has_base = BASE in metrics.variants(COMPARED)
+    found = []
+    if has_base:
+        found.append(_card("Base model", COMPARED, BASE, metrics, metrics.evidence(COMPARED, BASE)))
+    if main != BASE:
+        name = variant_label(main, run.adapter)
+        found.append(_card(name, COMPARED, main, metrics, metrics.evidence(COMPARED, main)))
+        if metrics.median("overhead_ratio", main) is not None:
+            found.append(_card("Overhead", "overhead_ratio", main, metrics, "per token, against base", is_main=True))
+    for name, label in (("prefill_time_s", "Prefill"), ("request_time_s", "Request")):
+        if metrics.median(name, main) is not None:
+            note = f"base {metrics.text(name, BASE)}" if main != BASE and has_base else metrics.evidence(name, main)
+            found.append(_card(label, name, main, metrics, note))
+    if metrics.median("compile_time_s", main) is not None:
+        found.append(_card("Compile time", "compile_time_s", main, metrics, "once, apart from the rest"))
+    return found
+
+
+def _card(label: str, name: str, variant: str, metrics: Metrics, note: str, *, is_main: bool = False) -> Card:
+    is_good = is_main and (metrics.median(name, variant) or 2.0) <= 1.02
+    return Card(label, metrics.text(name, variant), note, metrics.spread(name, variant), is_good)
+
+
+def _main(run: RunDetail, metrics: Metrics) -> str:
+    """The main variant, or the first that was measured where it was left out."""
+    wanted = main_variant(run) or BASE
+    measured = [variant for variant in metrics.variants(COMPARED) if variant is not None]
+    return wanted if wanted in measured or not measured else measured[-1]
+
+
+def charts(run: RunDetail, metrics: Metrics, samples: pd.DataFrame) -> list[Chart]:
+    """Tokens per second, prefill, time against base and request time by variant."""
+    drawn = []
+    for name, title in (
+        (COMPARED, "Tokens written per second"),
+        ("prefill_time_s", "Seconds to read the prompt"),
+        ("overhead_ratio", "Time per token against the base model"),
+        ("request_time_s", "Seconds of a whole request"),
+    ):
+        rows = _by_variant(metrics.frame[metrics.frame["name"] == name].assign(run_id=run.id), run.adapter)
+        if len(rows):
+            figure = figures.spread(
+                rows,
+                labels.adapter_colours(),
+                title=title,
+                unit=str(rows["unit"].iloc[0]),
+                better=formatting.better(name),
+                baseline=labels.BASE,
+            )
+            drawn.append(Chart(figure, f"{name}_chart", f"{title} by variant, {formatting.better(name)} is better"))
+    return drawn
+
+
+def _by_variant(rows: pd.DataFrame, adapter: str | None) -> pd.DataFrame:
+    """Rows with ``label`` and ``adapter`` by variant, base first; grey where the adapter does not act."""
+    rows = rows[rows["variant"].notna()]
+    shown = rows.assign(
+        label=[variant_label(variant, adapter) for variant in rows["variant"]],
+        adapter=[adapter if variant not in (BASE, "adapter_disabled") else "" for variant in rows["variant"]],
+        place=[_PLACES.get(variant, 3) for variant in rows["variant"]],
+    )
+    return shown.sort_values("place", kind="stable")
+
+
+def by_variant(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines of several runs with a label for each variant; the base of all of them is one row, the first.
+
+    Runs with a failed check are rows of their own, as they prove nothing.
+    """
+    pieces = []
+    for (adapter, failed), rows in frame.groupby(["adapter", frame["failed_checks"] > 0], sort=False):
+        piece = _by_variant(rows, adapter or None)
+        piece.loc[failed & (piece["variant"] != BASE), "label"] += ", check failed"
+        pieces.append(piece)
+    joined = pd.concat(pieces) if pieces else frame.assign(place=0)
+    return joined.sort_values("place", kind="stable", key=lambda place: place.clip(upper=1))
+
+
+def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Chart]:
+    """Tokens per second, a row per label."""
+    rows = frame[(frame["name"] == COMPARED) & frame["variant"].notna()]
+    if rows.empty:
+        return []
+    figure = figures.spread(
+        rows,
+        labels.adapter_colours(),
+        title="Tokens written per second",
+        unit="tokens/s",
+        better="higher",
+        baseline=baseline,
+    )
+    return [Chart(figure, "inference_chart", "Tokens written per second by variant, higher is better")]
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per label: tokens per second, time per token against base, prefill, request time, in stored units."""
+    speeds = frame[frame["name"] == COMPARED]
+    table = tables.medians(speeds, "tokens_per_s")
+    for name in ("overhead_ratio", "prefill_time_s", "request_time_s", "peak_bytes"):
+        table[name] = table["variant"].map(tables.by_label(frame[frame["name"] == name]))
+    return table
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as people read it."""
+    return pd.DataFrame(
+        {
+            "Variant": summary["variant"],
+            "Decoding speed": tables.texts(summary["median_tokens_per_s"], "tokens/s"),
+            "Interquartile range": tables.ranges(summary, "tokens_per_s", "tokens/s"),
+            "Measured": tables.evidence(summary),
+            "Time per token against base": tables.texts(summary["overhead_ratio"], "ratio"),
+            "Prefill": tables.texts(summary["prefill_time_s"], "s"),
+            "Request": tables.texts(summary["request_time_s"], "s"),
+        }
+    )

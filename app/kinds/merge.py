@@ -1,0 +1,139 @@
+"""Merge on the pages: extra memory in multiples of the largest adapted weight W, time, error and drift."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from app import figures, formatting
+from app.kinds import tables
+from app.widgets import labels
+from app.widgets.metrics import Card, Chart, Metrics
+from db.runs import RunDetail, RunRow
+
+QUESTION = "What merging an adapter into its base weights takes in time and memory, and what it does to the weights."
+COLUMNS = {"merge_s": "merge_time_s", "peak_extra_bytes": "merge_peak_extra_bytes"}
+# The column that says most, with the word before its value where kinds are listed together.
+HEADLINE = ("merge_s", "Merge")
+COMPARED = "merge_peak_extra_bytes"
+_ERRORS = ("relative_weight_error", "relative_logit_error")
+
+
+def main_variant(row: RunRow) -> str | None:
+    """Merge measures the spec's own strategy only."""
+    return None
+
+
+def in_weights(value: float | None, weight_bytes: float | None) -> str:
+    """Bytes as multiples of the largest adapted weight W; empty where either is not known."""
+    return "" if value is None or not weight_bytes else formatting.weights(value / weight_bytes)
+
+
+def key_numbers(run: RunDetail, metrics: Metrics) -> list[Card]:
+    """Time, peak and retained memory in bytes and in W, errors."""
+    found = []
+    weight = metrics.median("largest_weight_bytes")
+    if metrics.median("merge_time_s") is not None:
+        found.append(
+            Card(
+                "Merge time",
+                metrics.text("merge_time_s"),
+                metrics.evidence("merge_time_s"),
+                metrics.spread("merge_time_s"),
+            )
+        )
+    for name, label in (
+        ("merge_peak_extra_bytes", "Peak extra memory"),
+        ("merge_retained_extra_bytes", "Retained afterwards"),
+    ):
+        value = metrics.median(name)
+        if value is not None:
+            text = f"W is the largest adapted weight, {formatting.size(weight)}." if weight else None
+            found.append(Card(label, formatting.size(value), in_weights(value, weight), text))
+    for name in _ERRORS:
+        if metrics.median(name) is not None:
+            found.append(
+                Card(
+                    formatting.metric_title(name),
+                    metrics.text(name),
+                    "of the adapter's effect",
+                    "Against the same merge in float64.",
+                )
+            )
+    return found
+
+
+def charts(run: RunDetail, metrics: Metrics, samples: pd.DataFrame) -> list[Chart]:
+    """Merge and unmerge times, live tensors over time, drift over rounds."""
+    drawn = []
+    colours = labels.adapter_colours()
+    times = pd.concat(
+        [metrics.rows(name).assign(label=formatting.metric_title(name)) for name in ("merge_time_s", "unmerge_time_s")]
+    )
+    if len(times):
+        times = times.assign(adapter=run.adapter or "", run_id=run.id)
+        figure = figures.spread(times, colours, title="Seconds to merge and to unmerge")
+        drawn.append(Chart(figure, "repeats_chart", "Seconds of each merge and unmerge"))
+    rounds = metrics.frame[metrics.frame["x"].notna() & metrics.frame["name"].isin(_ERRORS)]
+    if len(rounds):
+        rounds = rounds.assign(round=rounds["x"], series=[formatting.metric_title(name) for name in rounds["name"]])
+        palette = {formatting.metric_title(_ERRORS[0]): labels.adapter_colour(run.adapter)}
+        figure = figures.drift(rounds, palette, title="Drift over merge and unmerge rounds")
+        drawn.append(Chart(figure, "drift_chart", "Error after each round of merging and unmerging"))
+    tensors = samples[samples["source"] == "tensors"]
+    if len(tensors):
+        figure = figures.tensor_memory(tensors, title="Live tensors while merging")
+        drawn.append(Chart(figure, "tensor_chart", "Live tensor bytes over time by category"))
+    return drawn
+
+
+def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Chart]:
+    """Peak extra memory in W, and seconds, a row per label."""
+    drawn = []
+    colours = labels.adapter_colours()
+    peaks = _peaks_in_weights(frame)
+    if len(peaks):
+        figure = figures.spread(
+            peaks, colours, title="Peak extra memory in W, the largest adapted weight", unit="W", baseline=baseline
+        )
+        alt = "Peak extra memory of a merge in multiples of the largest adapted weight, lower is better"
+        drawn.append(Chart(figure, "merge_peak_chart", alt))
+    times = tables.of(frame, "merge_time_s")
+    if len(times):
+        figure = figures.spread(times, colours, title="Seconds to merge", baseline=baseline)
+        drawn.append(Chart(figure, "merge_time_chart", "Seconds to merge, lower is better"))
+    return drawn
+
+
+def _peaks_in_weights(frame: pd.DataFrame) -> pd.DataFrame:
+    weights = tables.of(frame, "largest_weight_bytes").groupby("run_id")["value"].median()
+    peaks = tables.of(frame, COMPARED)
+    return peaks.assign(value=peaks["value"] / peaks["run_id"].map(weights)).dropna(subset="value")
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per label: merge time, peak and retained memory, errors, in stored units and in W."""
+    table = tables.medians(tables.of(frame, "merge_time_s"), "s")
+    table["peak_extra_bytes"] = table["variant"].map(tables.by_label(tables.of(frame, COMPARED)))
+    table["peak_extra_weights"] = table["variant"].map(tables.by_label(_peaks_in_weights(frame)))
+    retained = tables.of(frame, "merge_retained_extra_bytes")
+    table["retained_extra_bytes"] = table["variant"].map(tables.by_label(retained))
+    for name in _ERRORS:
+        rows = tables.of(frame, name)
+        table[name] = table["variant"].map(tables.by_label(rows[rows["x"].isna()]))
+    return table
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as people read it."""
+    return pd.DataFrame(
+        {
+            "Adapter and strategy": summary["variant"],
+            "Peak extra": tables.texts(summary["peak_extra_bytes"], "bytes"),
+            "in W": tables.texts(summary["peak_extra_weights"], "W"),
+            "Retained": tables.texts(summary["retained_extra_bytes"], "bytes"),
+            "Merge time": tables.texts(summary["median_s"], "s"),
+            "Interquartile range": tables.ranges(summary, "s", "s"),
+            "Measured": tables.evidence(summary),
+            "Weight error": [formatting.percent(value) for value in summary["relative_weight_error"]],
+        }
+    )

@@ -1,0 +1,175 @@
+"""Train on the pages: memory by category at the peak, step time and its parts, tokens per second."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from app import figures, formatting
+from app.kinds import tables
+from app.widgets import labels
+from app.widgets.metrics import Card, Chart, Metrics
+from db.runs import RunDetail, RunRow
+
+QUESTION = "What one training step takes: memory by category at its peak, and time forward, backward and optimizer."
+COLUMNS = {"step_s": "step_time_s", "train_tokens_per_s": "train_tokens_per_s", "peak_bytes": "peak_bytes"}
+# The column that says most, with the word before its value where kinds are listed together.
+HEADLINE = ("step_s", "Step")
+COMPARED = "step_time_s"
+STOCK = "stock"
+# Metric -> what it is called in the stack.
+_AT_PEAK = {
+    "parameters_bytes": "parameters",
+    "buffers_bytes": "buffers",
+    "gradients_bytes": "gradients",
+    "optimizer_state_bytes": "optimizer state",
+    "activations_bytes": "activations",
+    "temporary_bytes": "temporary",
+}
+_PARTS = {"forward_time_s": "forward", "backward_time_s": "backward", "optimizer_time_s": "optimizer"}
+_SIDES = ((None, "As specified"), (STOCK, "Plain stock"))
+
+
+def main_variant(row: RunRow) -> str | None:
+    """What was specified; the stock side is a variant."""
+    return None
+
+
+def key_numbers(run: RunDetail, metrics: Metrics) -> list[Card]:
+    """Step time, speed, peak, trainable parameters and the split, each beside plain stock where that was measured."""
+    found = []
+    if metrics.median("step_time_s") is not None:
+        found.append(_beside_stock("Step time", "step_time_s", metrics))
+    if metrics.median("train_tokens_per_s") is not None:
+        found.append(_beside_stock("Training speed", "train_tokens_per_s", metrics))
+    if metrics.median("peak_bytes") is not None:
+        found.append(_beside_stock("Peak memory", "peak_bytes", metrics, "of tensors"))
+    trainable, total = metrics.median("trainable_parameters"), metrics.median("total_parameters")
+    if trainable is not None:
+        note = f"{formatting.percent(trainable / total)} of {formatting.count(total)}" if total else ""
+        found.append(Card("Trainable parameters", formatting.count(trainable), note))
+    split = [metrics.median(name) for name in _PARTS]
+    if all(value is not None for value in split) and sum(split) > 0:  # type: ignore[arg-type]
+        shares = [f"{value / sum(split) * 100:.0f}" for value in split]  # type: ignore[operator,arg-type]
+        found.append(
+            Card("Step split", f"{' / '.join(shares)} %", "forward / backward / optimizer", "Shares of the step time.")
+        )
+    return found
+
+
+def _beside_stock(label: str, name: str, metrics: Metrics, note: str | None = None) -> Card:
+    ours, stock = metrics.median(name), metrics.median(name, STOCK)
+    if stock is None:
+        return Card(label, metrics.text(name), note or metrics.evidence(name), metrics.spread(name))
+    is_better = (ours or 0) > stock if formatting.better(name) == "higher" else (ours or 0) < stock
+    return Card(label, metrics.text(name), f"stock {metrics.text(name, STOCK)}", metrics.spread(name), is_better)
+
+
+def charts(run: RunDetail, metrics: Metrics, samples: pd.DataFrame) -> list[Chart]:
+    """Memory at the peak and over time, the step's parts, its repeats."""
+    drawn = []
+    at_peak = _memory_at_peak(metrics)
+    if len(at_peak):
+        figure = figures.stacked(
+            at_peak, figures.CATEGORY_COLOURS, title="Memory at the peak of a training step", unit="bytes"
+        )
+        alt = "Memory at the peak of a training step by category, and of the process with what is unattributed"
+        drawn.append(Chart(figure, "peak_chart", alt, is_wide=True))
+    split = _split(metrics)
+    if len(split):
+        figure = figures.stacked(split, figures.STEP_COLOURS, title="Seconds of a training step by part", unit="s")
+        drawn.append(Chart(figure, "split_chart", "Seconds of forward, backward and optimizer in a training step"))
+    times = _sides(metrics, "step_time_s")
+    if len(times):
+        times = times.assign(adapter=[run.adapter if side == "As specified" else "" for side in times["label"]])
+        figure = figures.spread(times.assign(run_id=run.id), labels.adapter_colours(), title="Seconds of each step")
+        drawn.append(Chart(figure, "repeats_chart", "Seconds of each training step"))
+    tensors = samples[samples["source"] == "tensors"]
+    if len(tensors):
+        figure = figures.tensor_memory(tensors, title="Live tensors over the measured steps", on_top=False)
+        drawn.append(Chart(figure, "tensor_chart", "Live tensor bytes over time by category"))
+    return drawn
+
+
+def _sides(metrics: Metrics, name: str) -> pd.DataFrame:
+    found = [metrics.rows(name, variant).assign(label=label) for variant, label in _SIDES]
+    return pd.concat([rows for rows in found if len(rows)] or [found[0]])
+
+
+def _memory_at_peak(metrics: Metrics) -> pd.DataFrame:
+    """Rows of the stacked chart: tensors at the peak, and the process with what the tensors do not explain."""
+    lines = []
+    for variant, label in _SIDES:
+        rows = [
+            {"label": f"{label}: tensors", "part": part, "value": value}
+            for name, part in _AT_PEAK.items()
+            if (value := metrics.median(name, variant))
+        ]
+        lines += rows
+        rss = metrics.median("peak_rss_bytes", variant)
+        tensors = sum(row["value"] for row in rows)  # type: ignore[misc]
+        if rss is not None and rows:
+            lines += [{**row, "label": f"{label}: process", "value": row["value"]} for row in rows]
+            rest = max(rss - tensors, 0.0)
+            lines.append({"label": f"{label}: process", "part": "unattributed", "value": rest})
+    return pd.DataFrame(lines, columns=["label", "part", "value"])
+
+
+def _split(metrics: Metrics) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"label": label, "part": part, "value": value}
+            for variant, label in _SIDES
+            for name, part in _PARTS.items()
+            if (value := metrics.median(name, variant)) is not None
+        ],
+        columns=["label", "part", "value"],
+    )
+
+
+def comparison(
+    frame: pd.DataFrame, *, baseline: str | None = None, limit: tuple[str, float] | None = None
+) -> list[Chart]:
+    """Peak memory by category, and seconds of a step, a row per label."""
+    drawn = []
+    lines = []
+    for name, part in _AT_PEAK.items():
+        rows = tables.by_label(tables.of(frame, name))
+        lines += [{"label": label, "part": part, "value": value} for label, value in rows.items()]
+    if lines:
+        order = {label: place for place, label in enumerate(dict.fromkeys(frame["label"]))}
+        stacked = pd.DataFrame(lines).sort_values("label", key=lambda column: column.map(order), kind="stable")
+        figure = figures.stacked(
+            stacked, figures.CATEGORY_COLOURS, title="Peak memory of a training step", unit="bytes", limit=limit
+        )
+        alt = "Peak memory of a training step by category and adapter, lower is better"
+        drawn.append(Chart(figure, "train_memory_chart", alt))
+    times = tables.of(frame, COMPARED)
+    if len(times):
+        figure = figures.spread(times, labels.adapter_colours(), title="Seconds of a training step", baseline=baseline)
+        drawn.append(Chart(figure, "train_time_chart", "Seconds of a training step, lower is better"))
+    return drawn
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per label: step time, speed, peak and its parts, trainable parameters, in stored units."""
+    table = tables.medians(tables.of(frame, COMPARED), "s")
+    for name in ("train_tokens_per_s", "peak_bytes", *_AT_PEAK, "peak_rss_bytes", "trainable_parameters"):
+        table[name] = table["variant"].map(tables.by_label(tables.of(frame, name)))
+    return table
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as people read it."""
+    return pd.DataFrame(
+        {
+            "Adapter and strategy": summary["variant"],
+            "Peak memory": tables.texts(summary["peak_bytes"], "bytes"),
+            "Activations": tables.texts(summary["activations_bytes"], "bytes"),
+            "Optimizer state": tables.texts(summary["optimizer_state_bytes"], "bytes"),
+            "Step time": tables.texts(summary["median_s"], "s"),
+            "Interquartile range": tables.ranges(summary, "s", "s"),
+            "Measured": tables.evidence(summary),
+            "Training speed": tables.texts(summary["train_tokens_per_s"], "tokens/s"),
+            "Trainable": tables.texts(summary["trainable_parameters"], "count"),
+        }
+    )
