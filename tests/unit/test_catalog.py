@@ -10,6 +10,7 @@ import pytest
 
 from engine import catalog
 from engine.catalog import ModuleGroup
+from engine.catalog.abilities import ABILITIES
 from engine.spec import InitSpec, SpecError, parse_spec
 
 REQUIRED_MODELS = [
@@ -146,6 +147,55 @@ def test_every_type_says_what_it_is_in_one_line() -> None:
         assert sum(field.essential for field in entry.fields) <= 3
 
 
+def test_every_field_of_an_available_type_has_one_plain_line_of_help() -> None:
+    for entry in catalog.adapter_types().values():
+        for field in (*entry.fields, *(nested for config in entry.fields for nested in config.fields)):
+            if entry.unavailable_reason is None:
+                assert 0 < len(field.help) <= 95, (entry.id, field.name)
+                assert not set("`[]{}\n") & set(field.help), (entry.id, field.name)
+                assert not field.help.endswith("."), (entry.id, field.name)
+
+
+def test_a_mapping_is_a_config_with_fields_or_a_table_of_numbers() -> None:
+    for entry in catalog.adapter_types().values():
+        for field in entry.fields if entry.unavailable_reason is None else ():
+            assert (field.type == "mapping") == bool(field.fields or field.values), (entry.id, field.name)
+
+
+def test_what_a_type_cannot_do_is_named_and_has_a_reason() -> None:
+    for entry in catalog.adapter_types().values():
+        for cannot in (entry.cannot, *(case.cannot for case in entry.cannot_when)):
+            assert set(cannot) <= set(ABILITIES)
+            assert all(0 < len(reason) <= 120 for reason in cannot.values())
+        for case in entry.cannot_when:
+            known = {field.name for field in entry.fields} | {"dtype", "adapter_dtype", "every_layer_has_bias"}
+            assert set(case.when) <= known
+
+
+@pytest.mark.parametrize(
+    ("type_id", "options", "what", "can"),
+    [
+        ("lora", {}, "mixed_batch", True),
+        ("lora", {"use_dora": True}, "mixed_batch", False),
+        ("lora", {"use_dora": False}, "mixed_batch", True),
+        ("lora", {"init_lora_weights": "pissa_niter_4"}, "mixed_batch", False),
+        ("lora", {"init_lora_weights": "gaussian"}, "disable", True),
+        ("lora", {"kasa_config": {}}, "disable", False),
+        ("lora", {"kasa_config": None}, "disable", True),
+        ("road", {"dtype": "bfloat16", "adapter_dtype": "float32"}, "mixed_batch", False),
+        ("road", {"dtype": "bfloat16", "adapter_dtype": "bfloat16"}, "mixed_batch", True),
+        ("osf", {}, "merge", True),
+        ("osf", {}, "unmerge", False),
+        ("lily", {}, "unmerge", False),
+        ("xlora", {}, "init", False),
+    ],
+)
+def test_what_an_adapter_can_do_depends_on_its_type_and_form(
+    type_id: str, options: dict[str, Any], what: str, can: bool
+) -> None:
+    assert (catalog.cannot(catalog.adapter_type(type_id), options, what) is None) == can
+
+
 def test_no_field_is_both_offered_and_refused() -> None:
     for entry in catalog.adapter_types().values():
         names = {field.name for field in entry.fields}
@@ -201,6 +251,16 @@ def test_true_and_one_are_different_values() -> None:
         ("prompt_tuning", {"prompt_tuning_init": "TEXT"}, "'TEXT' cannot be used here: needs a tokenizer"),
         ("prompt_tuning", {"tokenizer_kwargs": {"trust_remote_code": True}}, "needs a tokenizer"),
         ("prompt_tuning", {"num_virtual_tokens": 0}, "must be at least 1, not 0"),
+        ("lora", {"rank_pattern": {"q_proj": 2.5}}, "q_proj must be a number of at least 1 without decimals, not 2.5"),
+        ("lora", {"rank_pattern": {"q_proj": "4"}}, "q_proj must be a number of at least 1"),
+        ("lora", {"alpha_pattern": {"q_proj": float("inf")}}, "q_proj must be a finite number"),
+        ("lora", {"alpha_pattern": {"q_proj": -1}}, "q_proj must be a number above 0, not -1"),
+        ("lora", {"velora_config": {"scale": 0}}, "velora_config: scale must be at least 1e-09, not 0"),
+        ("lora", {"velora_config": {"init_type": "mean"}}, 'init_type must be one of "batch_average"'),
+        ("cpt", {"cpt_token_ids": [3]}, "must be a list of at least 2 whole numbers"),
+        ("cpt", {"cpt_mask": [1]}, "is set from cpt_token_ids"),
+        ("shadow", {"shadow_model": "someone/some-model"}, "PEFT would load others from elsewhere"),
+        ("peanut", {"act_fn": "softmax"}, 'must be one of "relu"'),
         ("lora", {"kasa_config": {"betta": 1}}, "has no field 'betta'; the nearest is beta"),
         ("lora", {"layer_replication": [[0, 1]]}, "changes the depth of the base model"),
     ],
@@ -211,6 +271,13 @@ def test_an_option_that_cannot_work_is_refused_in_one_sentence(
     sentence = sentence_of(type_id, values)
     assert expected in sentence
     assert "\n" not in sentence
+
+
+def test_a_config_keeps_only_what_differs_from_its_defaults() -> None:
+    assert options("lora", {"kasa_config": {"gamma": 0.5, "beta": 1e-4}}) == {"kasa_config": {"gamma": 0.5}}
+    assert options("lora", {"kasa_config": {}}) == {"kasa_config": {}}
+    assert options("lora", {"rank_pattern": {"q_proj": 4.0}}) == {"rank_pattern": {"q_proj": 4}}
+    assert options("lora", {"rank_pattern": {}}) == {}
 
 
 def test_pissa_with_a_number_of_iterations_is_taken() -> None:

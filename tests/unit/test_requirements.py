@@ -340,3 +340,106 @@ def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
     assert "is not a folder" in only({"model": "tiny-test", "adapter": {"path": str(tmp_path / "none")}})
     (tmp_path / "adapter_config.json").write_text("{")
     assert "cannot be read" in only({"model": "tiny-test", "adapter": {"path": str(tmp_path)}})
+
+
+# --- what an adapter cannot do ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (
+            {"kind": "merge", "adapter": {"type": "prompt_tuning"}},
+            "adapter.type: Prompt tuning cannot be used for merge: it adds tokens, not weights",
+        ),
+        ({"kind": "merge", "adapter": {"type": "beft"}}, "adapter.type: BEFT cannot be used for merge: a bias"),
+        (
+            {"kind": "merge", "adapter": {"options": {"lora_bias": True}}},
+            "adapter.type: LoRA cannot be used for merge: a bias can only be merged into one",
+        ),
+        (
+            {"kind": "train", "adapter": {"options": {"alora_invocation_tokens": [1]}}},
+            "adapter.type: LoRA cannot be used for train: aLoRA acts only after its invocation tokens",
+        ),
+        (
+            {"kind": "train", "adapter": {"type": "prefix_tuning"}, "train": {"gradient_checkpointing": True}},
+            "train.gradient_checkpointing: must be off for Prefix tuning: its keys and values",
+        ),
+        (
+            {"kind": "train", "task": "sequence_classification", "adapter": {"type": "trainable_tokens"}},
+            "task: must be causal_lm for Trainable tokens: PEFT leaves the new classification head frozen",
+        ),
+        (
+            {"kind": "inference", "adapter": {"options": {"use_dora": True}}, "inference": {"adapters": 2}},
+            "inference.adapters: must be 1 for DoRA: PEFT refuses adapter_names with DoRA",
+        ),
+        (
+            {"kind": "inference", "adapter": {"type": "loha"}, "inference": {"adapters": 2}},
+            "inference.adapters: must be 1 for LoHa: PEFT ignores adapter_names",
+        ),
+        (
+            {"kind": "init", "adapter": {"type": "p_tuning", "adapter_dtype": "bfloat16"}},
+            "adapter.adapter_dtype: needs float32 here for P-tuning: PEFT keeps its virtual tokens in float32",
+        ),
+        (
+            {"kind": "train", "adapter": {"adapter_dtype": "bfloat16", "options": {"monteclora_config": {}}}},
+            "adapter.type: LoRA cannot be used for train: PEFT draws MonteCLoRA's samples in float32",
+        ),
+    ],
+)
+def test_what_an_adapter_cannot_do_is_one_sentence_on_the_field_that_asks_for_it(
+    spec: dict[str, Any], expected: str
+) -> None:
+    assert only({"model": "smollm2-135m", **spec}).startswith(expected)
+
+
+def test_a_bias_may_be_merged_where_the_adapted_layers_have_one() -> None:
+    adapter = {"options": {"lora_bias": True}}
+    assert found({"kind": "merge", "model": "gpt2", "adapter": adapter}) == []
+    spec = {"kind": "merge", "model": "qwen2.5-0.5b", "adapter": {"type": "beft", "target_modules": "qk"}}
+    assert found(spec) == []
+    assert "not every adapted layer" in only({**spec, "adapter": {"type": "beft", "target_modules": "attention"}})
+
+
+def test_a_saved_adapter_is_held_to_what_its_form_cannot_do(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path, use_dora=True)
+    spec = {"kind": "inference", "model": "smollm2-135m", "adapter": {"path": path}, "inference": {"adapters": 2}}
+    assert only(spec).startswith("inference.adapters: must be 1 for DoRA")
+
+
+@pytest.mark.parametrize("init", ["corda", "lora_ga", "loftq"])
+@pytest.mark.parametrize("kind", ["init", "merge", "train", "inference"])
+def test_a_saved_adapter_that_was_started_by_data_is_refused_in_every_kind(
+    tmp_path: Path, init: str, kind: str
+) -> None:
+    path = write_adapter(tmp_path, init_lora_weights=init)
+    text = only({"kind": kind, "model": "smollm2-135m", "adapter": {"path": path}})
+    assert text.startswith("adapter.path: ")
+    assert "which changed the base weights by data that is not here" in text
+
+
+def test_a_saved_adapter_that_eva_started_is_taken_because_all_that_eva_changed_is_saved(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path, init_lora_weights="eva")
+    assert found({"model": "smollm2-135m", "adapter": {"path": path}}) == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        ({"rank": 5, "options": {"init_lora_weights": "orthogonal"}}, "adapter.rank: must be even"),
+        (
+            {"options": {"lora_bias": True, "init_lora_weights": "pissa"}},
+            "adapter.options.lora_bias: cannot be combined with init_lora_weights",
+        ),
+        (
+            {"target_modules": ["embed_tokens"], "options": {"kasa_config": {}}},
+            "adapter.options.kasa_config: does not work on embeddings (embed_tokens)",
+        ),
+        (
+            {"target_modules": ["embed_tokens"], "options": {"init_lora_weights": "olora"}},
+            "adapter.options.init_lora_weights: 'olora' does not work on embeddings",
+        ),
+    ],
+)
+def test_options_of_lora_that_do_not_go_together_are_refused(adapter: dict[str, Any], expected: str) -> None:
+    assert only({"model": "smollm2-135m", "adapter": adapter}).startswith(expected)
