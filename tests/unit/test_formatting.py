@@ -109,6 +109,34 @@ def test_metric_names_lose_their_unit_and_keep_their_words() -> None:
     assert formatting.metric_title("adapted_modules") == "Adapted modules"
 
 
+def test_every_metric_of_the_kinds_has_a_title_and_most_a_better_direction() -> None:
+    assert formatting.metric_title("overhead_ratio") == "Time per token against base"
+    assert formatting.better("decode_tokens_per_s") == "higher"
+    assert formatting.better("peak_bytes") == "lower"
+    assert formatting.better("trainable_parameters") is None
+    assert formatting.better("a_metric_of_later") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "text"),
+    [
+        ("relative_weight_error", 0.00312, "ratio", "0.312 %"),
+        ("relative_logit_error", 1e-9, "ratio", "under 0.0001 %"),
+        ("overhead_ratio", 1.42, "ratio", "1.42×"),
+        ("decode_tokens_per_s", 9.2, "tokens/s", "9.20 tokens/s"),
+        ("peak_bytes", 2**30, "bytes", "1.00 GiB"),
+        ("peak_bytes", None, "bytes", "–"),
+        ("graph_breaks", 3, "count", "3"),
+    ],
+)
+def test_metrics_are_written_in_the_unit_that_people_use(name: str, value: float | None, unit: str, text: str) -> None:
+    assert formatting.metric_text(name, value, unit) == text
+
+
+def test_memory_in_weights_keeps_small_values_short() -> None:
+    assert [formatting.measured(value, "W") for value in (6.018, 0.03, 0.0)] == ["6.02 W", "0.030 W", "0 W"]
+
+
 def test_a_sentence_ends_with_one_full_stop() -> None:
     assert formatting.sentence("It failed") == "It failed."
     assert formatting.sentence("It failed. ") == "It failed."
