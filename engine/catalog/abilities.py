@@ -36,9 +36,14 @@ def cannot(adapter_type: AdapterType, options: Mapping[str, Any], what: str) -> 
     if what in adapter_type.cannot:
         return adapter_type.cannot[what]
     for case in adapter_type.cannot_when:
-        if what in case.cannot and all(_matches(options.get(name), wanted) for name, wanted in case.when.items()):
+        if what in case.cannot and holds(options, case.when):
             return case.cannot[what]
     return None
+
+
+def holds(options: Mapping[str, Any], when: Mapping[str, str]) -> bool:
+    """Whether all of these conditions (see ``CannotWhen``) are met; an option that is not set meets none."""
+    return all(_matches(options.get(name), wanted) for name, wanted in when.items())
 
 
 def surroundings(dtype: str, adapter_dtype: str, adapted: Sequence[ModuleGroup] | None) -> dict[str, Any]:

@@ -40,12 +40,18 @@ _FORMS_OF_LORA: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
     ),
     ("olora", "OLoRA", {"init_lora_weights": "olora"}, "LoRA that starts from an orthonormal basis of each weight"),
 )
+_RARER_FORMS_OF_LORA: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
+    ("mica", "MiCA", {"init_lora_weights": "mica"}, "LoRA that trains A only, on each weight's smallest directions"),
+    ("kasa", "KaSA", {"kasa_config": {}}, "LoRA in singular-value form on a weight without its smallest directions"),
+    ("velora", "VeLoRA", {"velora_config": {}}, "LoRA that keeps compressed inputs for the backward pass"),
+    ("monteclora", "MonteCLoRA", {"monteclora_config": {}}, "LoRA with a trained distribution that is sampled"),
+)
 _NEXT_TYPES = ("adalora", "vera", "ia3", "loha", "lokr", "oft", "boft", "fourierft")
 
 
 @functools.cache
 def adapter_choices() -> tuple[AdapterChoice, ...]:
-    """All adapters that can be measured: LoRA and its forms, then the other available types, well-known ones first."""
+    """All adapters that can be measured: LoRA and its well-known forms, then the other types, well-known ones first."""
     types = adapter_types()
     available = [name for name, entry in types.items() if entry.unavailable_reason is None and name != "lora"]
     ordered = [name for name in _NEXT_TYPES if name in available]
@@ -53,7 +59,11 @@ def adapter_choices() -> tuple[AdapterChoice, ...]:
     lora = types["lora"]
     rows: list[tuple[str, str, str, Mapping[str, Any], str]] = [("lora", lora.label, "lora", {}, lora.summary)]
     rows += [(name, label, "lora", options, summary) for name, label, options, summary in _FORMS_OF_LORA]
-    rows += [(name, types[name].label, name, {}, types[name].summary) for name in ordered]
+    others = [(name, types[name].label, name, dict[str, Any](), types[name].summary) for name in ordered]
+    well_known = sum(name in _NEXT_TYPES for name in ordered)
+    rows += others[:well_known]
+    rows += [(name, label, "lora", options, summary) for name, label, options, summary in _RARER_FORMS_OF_LORA]
+    rows += others[well_known:]
     return tuple(
         AdapterChoice(name, label, kind, options, summary, place if place < _COLOURS else None)
         for place, (name, label, kind, options, summary) in enumerate(rows)
@@ -67,8 +77,13 @@ def adapter_label(adapter: Mapping[str, Any]) -> str:
     kind = str(adapter.get("type") or "")
     options = adapter.get("options") or {}
     for form in reversed(adapter_choices()):
-        if form.type == kind and all(options.get(name) == value for name, value in form.options.items()):
+        if form.type == kind and all(_holds(options, name, value) for name, value in form.options.items()):
             # The forms of LoRA come after plain LoRA, which every LoRA matches; DoRA names a mixture of several.
             return "DoRA" if kind == "lora" and options.get("use_dora") is True else form.label
     entry = adapter_types().get(kind)
     return entry.label if entry is not None else kind or "Saved adapter"
+
+
+def _holds(options: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether the options have that value; of a config of its own, whether it is there at all."""
+    return options.get(name) is not None if isinstance(value, Mapping) else options.get(name) == value
