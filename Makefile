@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog bench-init bench-dashboard chromium
+.PHONY: help run test lint format catalog bench-init bench-dashboard chromium bench-merge-files
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,3 +55,6 @@ bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints table
 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## what an open page costs a measurement, and the other way round
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
+
+bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files
