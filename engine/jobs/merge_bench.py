@@ -52,6 +52,8 @@ class MergeBench:
         self.root = model
         self.peft = self._attach(model)
         self.adapter_ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())} - self.base_ids
+        # Merging takes them off the model.
+        self._configs = dict(self.peft.peft_config)
         self._perturb()
         self.layers: list[Any] = [layer for layer in self.root.modules() if isinstance(layer, BaseTunerLayer)]
         vectors = [weight for weight in self.root.parameters() if weight.ndim < 2 and id(weight) in self.base_ids]
@@ -76,7 +78,11 @@ class MergeBench:
         """The same few random tokens for every forward pass, (1, PROMPT_TOKENS)."""
         generator = torch.Generator().manual_seed(self.spec.seed)
         vocabulary = self.root.config.get_text_config().vocab_size
-        return torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=generator).to(self.device)
+        tokens = torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=generator)
+        # An adapter of some tokens alone changes nothing for others.
+        chosen = getattr(next(iter(self._configs.values())), "token_indices", None) or []
+        tokens[0, : len(chosen)] = torch.tensor(chosen[:PROMPT_TOKENS], dtype=tokens.dtype)
+        return tokens.to(self.device)
 
     def weights(self) -> list[nn.Parameter]:
         """The parameters that the adapter changes when it is merged, as they are now, each once.
@@ -95,7 +101,7 @@ class MergeBench:
     @property
     def can_unmerge(self) -> bool:
         """Whether PEFT offers unmerging for this adapter's type."""
-        config = next(iter(self.peft.peft_config.values()))
+        config = next(iter(self._configs.values()))
         return "unmerge" not in catalog.adapter_type(str(PeftType(config.peft_type).value).lower()).cannot
 
     def report(self, phase: str) -> None:

@@ -38,21 +38,15 @@ _NO_DORA = {
     "out_of_place": "stock PEFT already merges DoRA out of place; use stock or row_blocks",
     "addmm": "it cannot scale DoRA's outputs without rounding the weights twice; use row_blocks",
 }
-# Forms of LoRA whose merged weight is not W + s·B·A.
-_OTHER_FORMS = {"kasa_config": "KaSA", "use_bdlora": "block-diagonal LoRA"}
 
 
 def problems(spec: MergeSpec, subject: Subject) -> Iterator[SpecError]:
     """What only a merge spec asks for, beyond its strategy's needs."""
-    if subject.options.get("alora_invocation_tokens"):
-        yield SpecError("adapter.options.alora_invocation_tokens", "aLoRA acts on some tokens only and has no merge")
     if subject.options.get("ensure_weight_tying") and spec.strategy not in ("stock", "safe"):
         yield SpecError(
             "strategy", f"{spec.strategy} unties tied weights, and ensure_weight_tying forbids it; use stock"
         )
     if subject.is_dora and spec.strategy in _NO_DORA:
         yield SpecError("strategy", f"{spec.strategy} has no meaning for DoRA: {_NO_DORA[spec.strategy]}")
-    if spec.strategy in ("out_of_place", "addmm", "row_blocks"):
-        for option, label in _OTHER_FORMS.items():
-            if subject.options.get(option):
-                yield SpecError("strategy", f"{spec.strategy} knows LoRA and DoRA, not {label}; use stock")
+    if subject.options.get("kasa_config") and spec.strategy not in ("stock", "safe"):
+        yield SpecError("strategy", f"{spec.strategy} knows LoRA and DoRA, not KaSA; use stock")
