@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from engine.jobs.train_steps import Batch, Side, Trainer, base_model, configured, random_batch, wide_adapter
+from engine.jobs.train_steps import Batch, Configured, Side, Trainer, base_model, random_batch, wide_adapter
 from engine.result import Check
 from engine.strategies import proof
 from engine.strategies.blocks import block_list
@@ -62,7 +62,7 @@ def gradients(model: nn.Module, side: Side, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # some adapters draw noise in their forward pass
     call: Any = torch.compile(model) if side.strategy == "compiled" else model
-    with configured(model, side):
+    with Configured(model, side)():
         loss = call(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss
         loss.backward()
     found = {"loss": loss.detach().float()}

@@ -110,6 +110,7 @@ class Trainer:
         self.batch = random_batch(self.model, spec, spec.train.batch_size, spec.train.context_length)
         self.optimizers: dict[bool, torch.optim.Optimizer] = {}
         self._compiled: Any = None
+        self._configured: dict[Side, Configured] = {}
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -178,7 +179,9 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self._is_narrow and not side.own_adapter_dtype:
                 stack.enter_context(wide_adapter(self.model))
-            stack.enter_context(configured(self.model, side))
+            if side not in self._configured:
+                self._configured[side] = Configured(self.model, side)
+            stack.enter_context(self._configured[side]())
             yield
 
     @property
@@ -193,21 +196,62 @@ class Trainer:
         return self._compiled
 
 
-@contextlib.contextmanager
-def configured(model: nn.Module, side: Side) -> Iterator[None]:
-    """A model with a side's strategy and memory savers on, for the time of the block."""
-    with contextlib.ExitStack() as stack:
+class Configured:
+    """A model with a side's strategy and memory savers on: ``with configured():``, any number of times."""
+
+    def __init__(self, model: nn.Module, side: Side) -> None:
+        self._changes: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
         if side.strategy == "fused":
-            stack.enter_context(strategies.fused())
+            self._changes.append(strategies.fused)
         if side.loss_chunks > 1:
-            stack.enter_context(losses.chunked_loss(model, side.loss_chunks))
+            chunked = losses.ChunkedLoss(model, side.loss_chunks)
+            self._changes.append(lambda: chunked)
         if side.sequence_tiles > 1:
-            stack.enter_context(losses.tiled_mlp(model, side.sequence_tiles))
+            tiled = losses.TiledMlp(model, side.sequence_tiles)
+            self._changes.append(lambda: tiled)
         if side.gradient_checkpointing:
-            base = base_model(model)
-            base.activation_checkpointing_enable({"use_reentrant": False})
-            stack.callback(base.activation_checkpointing_disable)
-        yield
+            checkpointing = _Checkpointing(base_model(model))
+            self._changes.append(lambda: checkpointing)
+
+    def __call__(self) -> contextlib.ExitStack:
+        """The context to enter."""
+        with contextlib.ExitStack() as stack:
+            for change in self._changes:
+                stack.enter_context(change())
+            return stack.pop_all()
+
+
+class _Checkpointing(contextlib.AbstractContextManager[None]):
+    """transformers' gradient checkpointing, switched on and off without making anything anew.
+
+    Compiled code is valid only for the very functions and hooks that it was compiled with.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        modules = list(model.modules())
+        hooks_before = {id(module): set(module._forward_hooks) for module in modules}
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        self._flagged = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+        # The embeddings get a hook that has their output require a gradient.
+        self._hooks = [
+            (module._forward_hooks, number, hook)
+            for module in modules
+            for number, hook in module._forward_hooks.items()
+            if number not in hooks_before[id(module)]
+        ]
+        self.__exit__()
+
+    def __enter__(self) -> None:
+        for module in self._flagged:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for hooks, number, hook in self._hooks:
+            hooks[number] = hook
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._flagged:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+        for hooks, number, _hook in self._hooks:
+            del hooks[number]
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -9,10 +9,11 @@ from engine.result import Metric
 
 
 class Compilation:
-    """Counts from its construction on. Starts from no compiled code, so that nothing of before is reused."""
+    """Counts from its construction on. No compiled code of before is used, neither this process's nor what is on disk."""
 
     def __init__(self) -> None:
         torch._dynamo.reset()
+        torch.compiler.config.force_disable_caches = True
         self._breaks_before = _graph_breaks()
         self._known = len(get_compilation_metrics())
 

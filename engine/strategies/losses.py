@@ -1,14 +1,14 @@
 """Memory for time in a training step: the loss over slices of the logits, the MLP over slices of the sequence.
 
-Context managers for anyone's code: ``with chunked_loss(model, 8): loss = model(**batch, labels=labels).loss``. Each
-changes the given model for the time of the block only. The proof that gradients are the same is in
-``engine.jobs.train_proof``.
+Context managers for anyone's code: ``with ChunkedLoss(model, 8): loss = model(**batch, labels=labels).loss``. Each
+changes the given model for the time of the block only, and may be entered again. The proof that gradients are the same
+is in ``engine.jobs.train_proof``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,53 +22,52 @@ IGNORED = -100
 # --- the loss over slices of the logits -------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def chunked_loss(model: nn.Module, chunks: int) -> Iterator[None]:
+class ChunkedLoss(contextlib.AbstractContextManager[None]):
     """Have a causal language model compute its loss over ``chunks`` slices of all positions, one at a time.
 
     No more than one slice of the logits exists at any time: each slice's gradient with respect to the hidden states is
     taken at once, while its logits are there, and kept in their place (a hidden state is much smaller than its logits).
-    So nothing is computed twice. The output's ``logits`` are empty.
+    So nothing is computed twice. What the model returns as ``logits`` are then the hidden states.
 
     Raises:
         ValueError: one sentence, if the model has no output head.
     """
-    causal = _causal_model(model)
-    head = causal.get_output_embeddings()
-    config = causal.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    given = vars(causal).get("_loss_function")
 
-    def head_as_it_was(hidden: Tensor) -> Tensor:
-        logits: Tensor = head_forward(hidden)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+    def __init__(self, model: nn.Module, chunks: int) -> None:
+        self._model = _causal_model(model)
+        self._head = self._model.get_output_embeddings()
+        self._config = self._model.config.get_text_config()
+        self._cap = getattr(self._config, "final_logit_softcapping", None)
+        self._chunks = chunks
+        self._head_forward = self._head.forward
+        # Made once: compiled code is valid only for the very functions that it was compiled with.
+        self._replacements = (_pass_on, torch._dynamo.disable(self._loss))
 
-    def loss_function(logits: Tensor, labels: Tensor, vocab_size: int | None = None, **_: Any) -> Tensor:
+    def __enter__(self) -> None:
+        self._head.forward, self._model.loss_function = self._replacements
+        if self._cap is not None:
+            self._config.final_logit_softcapping = None
+
+    def __exit__(self, *_: object) -> None:
+        del self._head.forward, self._model._loss_function
+        if self._cap is not None:
+            self._config.final_logit_softcapping = self._cap
+
+    def _loss(self, logits: Tensor, labels: Tensor, vocab_size: int | None = None, **_: Any) -> Tensor:
         # What arrives here as logits are the hidden states: the head passed them on.
         shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(logits.device)
-        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
         hidden = logits.reshape(-1, logits.shape[-1])
-        loss: Tensor = _ChunkedLoss.apply(head_as_it_was, chunks, hidden, shifted, *trained)
+        loss: Tensor = _ChunkedLoss.apply(self._logits, self._chunks, hidden, shifted, *trained)
         return loss
 
-    head_forward, own = head.forward, "forward" in vars(head)
-    head.forward = lambda hidden: hidden
-    if cap is not None:
-        config.final_logit_softcapping = None
-    causal.loss_function = torch._dynamo.disable(loss_function)
-    try:
-        yield
-    finally:
-        if own:
-            head.forward = head_forward
-        else:
-            del head.forward
-        if cap is not None:
-            config.final_logit_softcapping = cap
-        if given is None:
-            del causal._loss_function
-        else:
-            causal._loss_function = given
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head_forward(hidden)
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+
+def _pass_on(hidden: Tensor) -> Tensor:
+    return hidden
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -121,7 +120,7 @@ def _causal_model(model: nn.Module) -> Any:
     if hasattr(causal, "get_base_model"):
         causal = causal.get_base_model()
     if getattr(causal, "get_output_embeddings", None) is None or causal.get_output_embeddings() is None:
-        raise ValueError(f"chunked_loss needs a model with an output head, and {type(causal).__name__} has none")
+        raise ValueError(f"ChunkedLoss needs a model with an output head, and {type(causal).__name__} has none")
     return causal
 
 
@@ -132,8 +131,7 @@ GATED_MLPS = (frozenset({"gate_proj", "up_proj", "down_proj"}), frozenset({"gate
 """The layers that tell a gated MLP, which works on each position by itself."""
 
 
-@contextlib.contextmanager
-def tiled_mlp(model: nn.Module, tiles: int) -> Iterator[None]:
+class TiledMlp(contextlib.AbstractContextManager[None]):
     """Have every gated MLP of a model work on ``tiles`` slices of the sequence, one at a time, and keep none of it.
 
     Only the MLP's input is kept for the backward pass, which computes each slice once more just before it is needed.
@@ -141,21 +139,26 @@ def tiled_mlp(model: nn.Module, tiles: int) -> Iterator[None]:
     Raises:
         ValueError: one sentence, if no module of the model is a gated MLP.
     """
-    found = [module for module in model.modules() if _is_gated_mlp(module)]
-    if not found:
-        raise ValueError(f"tiled_mlp knows gated MLPs only, and {type(model).__name__} has none")
-    for module in found:
-        module.forward = _tiled(module.forward, tiles)
-    try:
-        yield
-    finally:
-        for module in found:
+
+    def __init__(self, model: nn.Module, tiles: int) -> None:
+        found = [module for module in model.modules() if _is_gated_mlp(module)]
+        if not found:
+            raise ValueError(f"TiledMlp knows gated MLPs only, and {type(model).__name__} has none")
+        # Made once: compiled code is valid only for the very functions that it was compiled with.
+        self._replacements = [(module, _tiled(module.forward, tiles)) for module in found]
+
+    def __enter__(self) -> None:
+        for module, tiled in self._replacements:
+            module.forward = tiled
+
+    def __exit__(self, *_: object) -> None:
+        for module, _tiled_forward in self._replacements:
             del module.forward
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
     names = {name for name, child in module.named_children() if not isinstance(child, nn.ModuleList)}
-    return any(known <= names for known in GATED_MLPS) and "forward" not in vars(module)
+    return any(known <= names for known in GATED_MLPS)
 
 
 def _tiled(forward: Callable[[Tensor], Tensor], tiles: int) -> Callable[[Tensor], Tensor]:
