@@ -230,13 +230,30 @@ class InferenceSpec(MeasuredSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_model_has_one_variant(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "adapter" not in data or data["adapter"] is not None:
+    def _default_variants(cls, data: Any) -> Any:
+        """Variants that were left out: the bare model has one, and merged needs a type that merges."""
+        section = data.get("inference") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping) or not isinstance(section, Mapping | None) or "variants" in (section or {}):
             return data
-        section = data.get("inference")
-        if isinstance(section, Mapping):
-            return {**data, "inference": {"variants": ("base",), **section}}
-        return {**data, "inference": {"variants": ("base",)}} if section is None else data
+        adapter = data.get("adapter", {})
+        if adapter is None:
+            return {**data, "inference": {"variants": ("base",), **(section or {})}}
+        if isinstance(adapter, FreshAdapter):
+            kind, options = adapter.type, dict(adapter.options)
+        elif (
+            isinstance(adapter, Mapping)
+            and "path" not in adapter
+            and isinstance(adapter.get("options"), Mapping | None)
+        ):
+            kind, options = adapter.get("type", "lora"), dict(adapter.get("options") or {})
+        else:
+            return data
+        entry = catalog.adapter_types().get(kind) if isinstance(kind, str) else None
+        # Whether the layers have biases is not known here, and where it matters most models' have none.
+        unsure = {**options, "every_layer_has_bias": False}
+        if entry is None or catalog.cannot(entry, unsure, "merge") is None:
+            return data
+        return {**data, "inference": {"variants": VARIANTS[:-1], **(section or {})}}
 
     @model_validator(mode="after")
     def _variants_fit_the_adapter(self) -> Self:

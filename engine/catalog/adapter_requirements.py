@@ -17,6 +17,7 @@ from engine.catalog.adapter_types import AdapterType, adapter_type, adapter_type
 from engine.catalog.choices import adapter_label
 from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
+from engine.catalog.saved_weights import first_mismatch
 from engine.catalog.targets import TargetError, Targets, resolve
 from engine.spec import FreshAdapter, InferenceSpec, Measured, SavedAdapter, SpecError, TrainSpec
 
@@ -76,8 +77,11 @@ def ability_problems(
             asked.append(("gradient_checkpointing", "train.gradient_checkpointing", "must be off"))
         if spec.task == "sequence_classification":
             asked.append(("sequence_classification", "task", "must be causal_lm"))
-    if isinstance(spec, InferenceSpec) and spec.inference.adapters > 1:
-        asked.append(("mixed_batch", "inference.adapters", "must be 1"))
+    if isinstance(spec, InferenceSpec):
+        if spec.inference.adapters > 1:
+            asked.append(("mixed_batch", "inference.adapters", "must be 1"))
+        if "merged" in spec.inference.variants:
+            asked.append(("merge", "inference.variants", "must not name merged"))
     label = adapter_label({"type": entry.id, "options": options})
     for what, place, must in asked:
         reason = cannot(entry, known, what)
@@ -275,6 +279,10 @@ def _saved_problems(
             resolve(groups, alternatives[0], model.label if model else "this model")
     except TargetError as error:
         yield SpecError("adapter.path", f"the saved adapter does not fit: {error}")
+        return
+    mismatch = first_mismatch(adapter.path, groups) if entry.id == "lora" else None
+    if mismatch is not None:
+        yield SpecError("adapter.path", f"the adapter in {adapter.path} does not belong to this model: {mismatch}")
 
 
 def _matches(groups: Sequence[ModuleGroup], wanted: str | tuple[str, ...]) -> bool:

@@ -45,7 +45,7 @@ def fused(model: nn.Module, adapter_name: str | None = None) -> Iterator[int]:
     try:
         for group in _shared_inputs(model, folded):
             for part, forward in zip(group, _forwards(group), strict=True):
-                part.layer.forward = forward
+                part.layer.forward = forward  # type: ignore[method-assign]
                 patched.append(part.layer)
         yield len(patched)
     finally:
@@ -71,7 +71,7 @@ class _Folded:
     shift: Tensor | None
 
 
-def _fold(layer: LoraLinear, adapter_name: str | None) -> _Folded | None:
+def _fold(layer: Any, adapter_name: str | None) -> _Folded | None:
     """The layer with its constants worked out, or None where PEFT has to run it."""
     active = layer.active_adapters
     if layer.training or layer.merged or layer.disable_adapters or len(active) != 1 or "forward" in layer.__dict__:
@@ -122,7 +122,7 @@ def _base_forward(base: Any) -> Forward:
         weight, bias = base.weight, base.bias
         # A call of the module itself costs as much Python as the product of a small layer.
         return lambda x: F.linear(x, weight, bias)
-    return base.forward  # type: ignore[no-any-return]
+    return base.forward
 
 
 def _shared_inputs(model: nn.Module, parts: Sequence[_Folded]) -> Iterable[list[_Folded]]:
