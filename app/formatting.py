@@ -192,6 +192,8 @@ _METRICS: dict[str, tuple[str, Better | None]] = {
     "unmerge_time_s": ("Unmerge time", "lower"),
     "merge_peak_extra_bytes": ("Peak extra memory", "lower"),
     "merge_peak_extra_rss_bytes": ("Peak extra RSS", "lower"),
+    "merge_peak_extra_weights": ("Peak extra memory in W", "lower"),
+    "merge_drift": ("Drift", "lower"),
     "merge_retained_extra_bytes": ("Retained extra memory", "lower"),
     "largest_weight_bytes": ("Largest adapted weight, W", None),
     "relative_weight_error": ("Weight error", "lower"),
@@ -209,6 +211,10 @@ _METRICS: dict[str, tuple[str, Better | None]] = {
     "activations_bytes": ("Activations at the peak", "lower"),
     "temporary_bytes": ("Temporary at the peak", "lower"),
     "peak_rss_bytes": ("Peak RSS", "lower"),
+    "unattributed_bytes": ("Unattributed by any tensor", "lower"),
+    "gradient_depth_layers": ("Depth that gradients reach", None),
+    "first_step_time_s": ("First compiled step", "lower"),
+    "peak_allocated_bytes": ("Peak allocated on the GPU", "lower"),
     "peak_reserved_bytes": ("Peak reserved on the GPU", "lower"),
     "trainable_parameters": ("Trainable parameters", None),
     "total_parameters": ("All parameters", None),
@@ -226,6 +232,7 @@ _METRICS: dict[str, tuple[str, Better | None]] = {
     "predict_time_s": ("Prediction time", "lower"),
     "background_cpu_share": ("Background CPU", "lower"),
 }
+_OF_THE_EFFECT = ("relative_weight_error", "relative_logit_error", "merge_drift")
 
 
 def metric_title(name: str) -> str:
@@ -246,7 +253,7 @@ def better(name: str) -> Better | None:
 
 def metric_text(name: str, value: float | None, unit: str) -> str:
     """A metric's value as text; errors are per cent of the adapter's own effect."""
-    if name.startswith("relative_") and name.endswith("_error"):
+    if name in _OF_THE_EFFECT:
         return percent(value)
     return measured(value, unit)
 

@@ -60,8 +60,12 @@ def key_numbers(run: RunDetail, metrics: Metrics) -> list[Card]:
         if metrics.median(name, main) is not None:
             note = f"base {metrics.text(name, BASE)}" if main != BASE and has_base else metrics.evidence(name, main)
             found.append(_card(label, name, main, metrics, note))
-    if metrics.median("compile_time_s", main) is not None:
-        found.append(_card("Compile time", "compile_time_s", main, metrics, "once, apart from the rest"))
+    for name, label, variant, note in (
+        ("compile_time_s", "Compile time", main, "once, apart"),
+        ("adapter_swap_time_s", "Adapter swap", "adapter", metrics.evidence("adapter_swap_time_s", "adapter")),
+    ):
+        if metrics.median(name, variant) is not None:
+            found.append(_card(label, name, variant, metrics, note))
     return found
 
 

@@ -73,12 +73,17 @@ def charts(run: RunDetail, metrics: Metrics, samples: pd.DataFrame) -> list[Char
         times = times.assign(adapter=run.adapter or "", run_id=run.id)
         figure = figures.spread(times, colours, title="Seconds to merge and to unmerge")
         drawn.append(Chart(figure, "repeats_chart", "Seconds of each merge and unmerge"))
-    rounds = metrics.frame[metrics.frame["x"].notna() & metrics.frame["name"].isin(_ERRORS)]
+    rounds = metrics.rows("merge_drift").dropna(subset="x")
     if len(rounds):
-        rounds = rounds.assign(round=rounds["x"], series=[formatting.metric_title(name) for name in rounds["name"]])
-        palette = {formatting.metric_title(_ERRORS[0]): labels.adapter_colour(run.adapter)}
-        figure = figures.drift(rounds, palette, title="Drift over merge and unmerge rounds")
-        drawn.append(Chart(figure, "drift_chart", "Error after each round of merging and unmerging"))
+        rounds = rounds.assign(round=rounds["x"], series=run.adapter)
+        figure = figures.drift(rounds, colours, title="Drift over merge and unmerge rounds")
+        drawn.append(
+            Chart(
+                figure,
+                "drift_chart",
+                "How far the weights are from the start after each round of merging and unmerging",
+            )
+        )
     tensors = samples[samples["source"] == "tensors"]
     if len(tensors):
         figure = figures.tensor_memory(tensors, title="Live tensors while merging")
@@ -119,7 +124,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table["retained_extra_bytes"] = table["variant"].map(tables.by_label(retained))
     for name in _ERRORS:
         rows = tables.of(frame, name)
-        table[name] = table["variant"].map(tables.by_label(rows[rows["x"].isna()]))
+        table[name] = table["variant"].map(tables.by_label(rows))
     return table
 
 

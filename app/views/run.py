@@ -187,12 +187,13 @@ def charts(run: RunDetail, metrics: Metrics) -> list[Chart]:
 def metric_table(metrics: pd.DataFrame) -> None:
     """Every metric with median and spread, and the raw repeats to download."""
     lines = []
-    for (name, variant), rows in metrics.groupby(["name", "variant"], sort=False, dropna=False):
+    for (name, variant, x), rows in metrics.groupby(["name", "variant", "x"], sort=False, dropna=False):
         values, unit = rows["value"], rows["unit"].iloc[0]
         lines.append(
             {
                 "Metric": formatting.metric_title(str(name)),
                 "Variant": variant if isinstance(variant, str) else "",
+                "At": f"{x:g}" if pd.notna(x) else "",
                 "Median": formatting.metric_text(str(name), float(values.median()), unit),
                 "Lower quartile": quartile(str(name), values, 0.25, unit),
                 "Upper quartile": quartile(str(name), values, 0.75, unit),
@@ -201,8 +202,7 @@ def metric_table(metrics: pd.DataFrame) -> None:
             }
         )
     table = pd.DataFrame(lines)
-    if not table["Variant"].any():
-        table = table.drop(columns="Variant")
+    table = table.drop(columns=[name for name in ("Variant", "At") if not table[name].any()])
     st.dataframe(table, hide_index=True, alt="Every metric of this run with median, quartiles and count")
     table_downloads(metrics, f"run_{st.query_params.get('id')}_metrics")
 

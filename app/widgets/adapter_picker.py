@@ -121,7 +121,7 @@ def _pick(choice: AdapterChoice) -> AdapterPick:
 
 
 def _cannot(choice: AdapterChoice, kind: str) -> str | None:
-    return catalog.adapter_type(choice.type).cannot.get(kind)
+    return catalog.cannot(catalog.adapter_type(choice.type), choice.options, kind)
 
 
 def _shown(choice: AdapterChoice, kind: str) -> str:

@@ -109,7 +109,7 @@ def _sections(pick: AdapterPick, choices: Choices) -> list[dict[str, Any]]:
     axes = dict(choices.section)
     if pick.is_bare:
         axes = {name: values for name, values in axes.items() if name not in ("variants", "adapters")}
-    elif pick.type is not None and "merge" in catalog.adapter_type(pick.type).cannot:
+    elif pick.type is not None and catalog.cannot(catalog.adapter_type(pick.type), pick.options, "merge"):
         variants = [[name for name in chosen if name != "merged"] for chosen in axes.get("variants", ())]
         axes |= {"variants": [chosen for chosen in variants if chosen]} if any(variants) else {}
     return [{choices.kind: section} for section in _products(axes)]

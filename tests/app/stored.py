@@ -132,14 +132,12 @@ def merge_result(seconds: list[float], *, peak_weights: float, retained_weights:
         *repeated("unmerge_time_s", "s", [value * 0.9 for value in seconds]),
         metric("merge_peak_extra_bytes", "bytes", peak),
         metric("merge_peak_extra_rss_bytes", "bytes", peak * 1.1),
+        metric("merge_peak_extra_weights", "W", peak_weights),
         metric("merge_retained_extra_bytes", "bytes", retained_weights * weight),
         metric("largest_weight_bytes", "bytes", weight),
         metric("relative_weight_error", "ratio", 0.0312),
         metric("relative_logit_error", "ratio", 0.0121),
-        *(
-            metric("relative_weight_error", "ratio", 0.031 * (1 + step / 8), variant="rounds", x=step + 1.0)
-            for step in range(10)
-        ),
+        *(metric("merge_drift", "ratio", 0.031 * (1 + step / 8), x=step + 1.0) for step in range(10)),
     ]
     return succeeded(metrics, tensor_samples("merge", wave), "weights_equal_stock")
 
