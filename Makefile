@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog bench-init bench-merge bench-dashboard chromium bench-merge-files
+.PHONY: help run test lint format catalog bench-init bench-merge bench-dashboard bench-inference chromium bench-merge-files
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints table
 
 bench-merge: $(ROOT)/.venv/installed ## the figures of merging: time, memory and error by strategy
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge
+
+bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per token, stock and fused; prints tables
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_inference
 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## what an open page costs a measurement, and the other way round
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
