@@ -96,13 +96,15 @@ def _merge(spec: MergeFilesSpec, report: Report) -> tuple[BaseFolder, AdapterFol
     if finished_before(out, made_from):
         return base, adapter, plan, Written(0, len(plan.shards), len(plan.shards))
     if out.is_dir() and any(out.iterdir()):
-        raise SpecError("out", f"{out} exists and is not empty")
+        raise SpecError("out", f"{out} exists and is not an empty folder")
     try:
         with OutputFolder(out, made_from) as output:
+            no_space = space_problem(out, remaining_bytes(plan, output, base))
+            if no_space is not None:
+                if not output.is_resumed:
+                    output.discard()
+                raise no_space
             try:
-                no_space = space_problem(out, remaining_bytes(plan, output, base))
-                if no_space is not None:
-                    raise no_space
                 return base, adapter, plan, write_model(plan, base, adapter, output, report)
             except SpecError:
                 output.discard()

@@ -18,6 +18,7 @@ from engine.spec import SpecError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FLOATS = ("F64", "F32", "BF16", "F16")
 _PREFIX = "base_model.model."
 # PEFT's other initialisations change the base weights when the adapter is attached or loaded.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -75,11 +76,13 @@ class AdapterFolder:
 
     def alpha(self, target: str) -> float:
         """``lora_alpha`` for a module or parameter of the base model, by PEFT's rule for ``alpha_pattern``."""
-        default = float(self.config.get("lora_alpha") or 0)
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", target):
-                return float(value)
-        return default
+        try:
+            for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+                if re.match(rf"(.*\.)?({pattern})$", target):
+                    return float(value)
+            return float(self.config["lora_alpha"])
+        except (AttributeError, KeyError, TypeError, ValueError, re.error):
+            raise SpecError("adapter", f"{CONFIG} has no usable lora_alpha or alpha_pattern") from None
 
     def scaling(self, target: str, rank: int) -> float:
         """The factor of B·A: alpha over the rank, or over its square root with rsLoRA."""
@@ -109,6 +112,8 @@ def open_adapter(path: Path) -> AdapterFolder:
     modules: dict[str, AdaptedModule] = {}
     replaced: dict[str, TensorEntry] = {}
     for key, entry in sorted(weights.tensors.items()):
+        if entry.dtype not in FLOATS:
+            raise SpecError("adapter", f"{key[:120]} is {entry.dtype}, which is no dtype of an adapter")
         if not key.startswith(_PREFIX):
             raise SpecError("adapter", f"{WEIGHTS} has a tensor {key[:120]}, which PEFT does not save for LoRA")
         name = key.removeprefix(_PREFIX)

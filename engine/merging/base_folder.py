@@ -58,10 +58,11 @@ def open_base(path: Path) -> BaseFolder:
     config = read_json(path / CONFIG, "base")
     if config.get("quantization_config"):
         raise SpecError("base", f"{path} is quantised, and merging needs float32, bfloat16 or float16 weights")
-    if (path / INDEX).is_file():
-        return _open_sharded(path, config)
+    # Where there are both, transformers takes the one file.
     if (path / SINGLE).is_file():
         return BaseFolder(path, config, (_header("base", path / SINGLE),), None)
+    if (path / INDEX).is_file():
+        return _open_sharded(path, config)
     if any(found for pattern in _PICKLED for found in path.glob(pattern)):
         raise SpecError("base", f"{path} has pickled weights only, which are never read; save it as safetensors")
     raise SpecError("base", f"{path} has neither {SINGLE} nor {INDEX}")

@@ -1,6 +1,6 @@
 """The folder that is written: beside its place under another name until it is whole, with a journal of what is done.
 
-``OUT.partial`` holds the finished shards and ``merge.json``, which names what they were made from. A shard is written
+``OUT.partial`` holds the finished shards and a journal, which names what they were made from. A shard is written
 under another name, brought to the disk, renamed, and only then put in the journal; config.json comes last; the folder
 gets its name in one step. Whenever the process is killed, ``OUT`` does not exist or is whole. Imports no torch.
 """
@@ -21,7 +21,8 @@ from engine.merging.adapter_folder import AdapterFolder
 from engine.merging.base_folder import BaseFolder
 from engine.spec import MergeFilesSpec, SpecError
 
-JOURNAL = "merge.json"
+# Hidden files of the base are not copied, so this is none of them.
+JOURNAL = ".peft-lab-merge.json"
 _VERSION = 1
 _UNFINISHED = ".unfinished"
 
@@ -39,7 +40,7 @@ def place_problems(spec: MergeFilesSpec) -> Iterator[SpecError]:
             yield SpecError("out", f"{out} is inside the {name} folder; choose another place")
             return
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _is_ours(out):
-        yield SpecError("out", f"{out} exists and is not empty")
+        yield SpecError("out", f"{out} exists and is not an empty folder")
         return
     partial = partial_folder(out)
     if partial.exists() and not _is_ours(partial):
@@ -123,6 +124,11 @@ class OutputFolder:
         self.partial.replace(self.out)
         _sync_folder(self.out.parent)
         (self.out / JOURNAL).unlink()
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier run left something."""
+        return bool(self._done)
 
     def discard(self) -> None:
         """Remove everything: what was asked for cannot be made, so there is nothing to resume."""

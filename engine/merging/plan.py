@@ -110,8 +110,10 @@ def make_plan(base: BaseFolder, adapter: AdapterFolder) -> Plan:
     for shard in base.shards:
         outputs = []
         for name, entry in shard.tensors.items():
-            outputs.append(_output(name, entry, shard, places.get(name), wanted, adapter))
             place = places.get(name)
+            outputs.append(_output(name, entry, shard, place, wanted, adapter))
+            if outputs[-1].change is not None and place is not None:
+                _refuse_misfit(entry, place, architecture)
             for other in added.pop(place.parameter, ()) if place else ():
                 outputs.append(_output(other, entry, shard, Placement(other), wanted, adapter))
         shards.append(OutputShard(shard.path.name, tuple(outputs), shard.metadata))
@@ -289,6 +291,16 @@ def _output(
     if replacement is not None:
         return OutputTensor(entry, adapter.weights, replacement, change)
     return OutputTensor(entry, shard, source, change)
+
+
+def _refuse_misfit(entry: TensorEntry, place: Placement, architecture: Architecture) -> None:
+    """The weights are those that config.json describes, or what was checked against it does not hold for them."""
+    shape = architecture.shape(place.parameter) or entry.shape
+    is_part = place.expert is not None
+    if (entry.shape[-1] if is_part else entry.shape) != (shape[-1] if is_part else shape):
+        raise SpecError(
+            "base", f"{entry.name} is {_size(entry.shape)}, and by its config.json {place.parameter} is {_size(shape)}"
+        )
 
 
 def _index(index: Mapping[str, Any] | None, shards: list[OutputShard]) -> dict[str, Any] | None:

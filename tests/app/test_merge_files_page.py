@@ -126,7 +126,7 @@ def test_a_merge_that_ended_says_where_the_model_is_or_why_there_is_none(
 def test_an_interrupted_merge_is_named_before_it_is_resumed(open_page: Open, folders: dict[str, str]) -> None:
     partial = Path(f"{folders['out']}.partial")
     partial.mkdir()
-    (partial / "merge.json").write_text(json.dumps({"made_from": "x", "shards": {}}))
+    (partial / ".peft-lab-merge.json").write_text(json.dumps({"made_from": "x", "shards": {}}))
     assert "goes on from there" in words(fill(open_page("merge_files"), folders))
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
 
 from engine.jobs.merge_files import merge
 from engine.spec import MergeFilesSpec
@@ -26,6 +35,17 @@ def llama(**fields: Any) -> PretrainedConfig:
 
 def mixtral(**fields: Any) -> PretrainedConfig:
     return MixtralConfig(**{**_SIZES, **_HEADS, "num_local_experts": 4, **fields})
+
+
+def qwen3_moe(**fields: Any) -> PretrainedConfig:
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 16}
+    return Qwen3MoeConfig(**{**_SIZES, **_HEADS, **sizes, **fields})
+
+
+def gpt_oss(**fields: Any) -> PretrainedConfig:
+    """Its experts are fused in the checkpoint, too, and stored as (experts, in, out)."""
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    return GptOssConfig(**{**_SIZES, **_HEADS, **sizes, **fields})
 
 
 def gpt2(**fields: Any) -> PretrainedConfig:

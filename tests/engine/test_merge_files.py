@@ -15,11 +15,13 @@ from tests.engine.merge_files_cases import (
     ALL_LINEAR,
     adapted_by_peft,
     gpt2,
+    gpt_oss,
     llama,
     load,
     logits,
     merged_by_peft,
     mixtral,
+    qwen3_moe,
     relative_error,
     run_merge,
     save_adapter,
@@ -65,6 +67,14 @@ CASES: dict[str, tuple[PretrainedConfig, LoraConfig]] = {
     "fused experts": (
         mixtral(),
         LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=[*EXPERTS, "gate.weight"]),
+    ),
+    "experts of another family": (
+        qwen3_moe(),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=EXPERTS),
+    ),
+    "experts fused and transposed on disk": (
+        gpt_oss(),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=EXPERTS),
     ),
     "one of two expert parameters": (
         mixtral(),

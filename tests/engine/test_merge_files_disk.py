@@ -251,6 +251,15 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no base": (lambda folder: shutil.rmtree(folder / "base"), ("base:", "not a folder")),
     "base without config": (lambda folder: (folder / "base/config.json").unlink(), ("base:", "config.json")),
     "base of an unknown type": (lambda folder: edit(folder / "base/config.json", model_type="lama"), ("base:",)),
+    "config of another size": (
+        lambda folder: edit(folder / "base/config.json", intermediate_size=128),
+        ("adapter:", "64", "128"),
+    ),
+    "weights of another size than the config": (
+        lambda folder: (other_size(folder), shutil.copy(folder / "other/config.json", folder / "base/config.json")),
+        ("base:", "q_proj.weight", "64 x 64"),
+    ),
+    "no alpha": (lambda folder: edit(folder / ADAPTER, lora_alpha=None), ("adapter:", "lora_alpha")),
     "quantised base": (
         lambda folder: edit(folder / "base/config.json", quantization_config={"load_in_4bit": True}),
         ("base:", "quantised"),
@@ -280,7 +289,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "adapter of another size": (other_size, ("adapter:", "layers.0.self_attn.q_proj", "64 x 64")),
     "adapter of a deeper model": (more_layers, ("adapter:", "model.layers.2.self_attn.q_proj")),
     "adapter with values that are not finite": (broken_values, ("adapter:", "not finite")),
-    "output not empty": (not_empty, ("out:", "not empty")),
+    "output not empty": (not_empty, ("out:", "not an empty folder")),
     "place taken": (rest_of_another_program, ("out:", "out.partial")),
 }
 
