@@ -12,7 +12,7 @@ import gc
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -87,7 +87,7 @@ def _tensor_memory(bench: MergeBench) -> tuple[list[Metric], list[Sample]]:
     )
     tracker.watch(bench.root.parameters(), "adapter parameters")
     tracker.watch(bench.root.buffers(), "buffers")
-    before = bytes_of(bench, bench.root)
+    before = bytes_of(bench.root, bench.adapter_ids)
     phase = "tensor memory"
     device_peaks = DevicePeaks(bench.device)
     with bench.put_back(phase):
@@ -96,7 +96,7 @@ def _tensor_memory(bench: MergeBench) -> tuple[list[Metric], list[Sample]]:
         metrics = [
             Metric("merge_peak_extra_bytes", "bytes", peak),
             Metric("merge_peak_extra_weights", "W", peak / bench.largest_weight_bytes),
-            Metric("merge_retained_extra_bytes", "bytes", bytes_of(bench, merged) - before),
+            Metric("merge_retained_extra_bytes", "bytes", bytes_of(merged) - before),
         ]
         for variant, increase in device_peaks.increases().items():
             metrics.append(Metric("merge_peak_extra_bytes", "bytes", increase, variant=variant))
@@ -105,9 +105,9 @@ def _tensor_memory(bench: MergeBench) -> tuple[list[Metric], list[Sample]]:
     return metrics, samples
 
 
-def bytes_of(bench: MergeBench, model: nn.Module) -> int:
-    """Bytes of a model without its adapter, memory that tensors share counted once."""
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in bench.adapter_ids]
+def bytes_of(model: nn.Module, without: Collection[int] = ()) -> int:
+    """Bytes of a model's tensors, less those with these ids; memory that several of them share counts once."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in without]
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
@@ -189,7 +189,7 @@ def _runs(bench: MergeBench, merged: PreTrainedModel) -> Check:
 def _save_and_reload(bench: MergeBench, merged: PreTrainedModel, logits: Logits) -> Check:
     """Save the merged model as safetensors in a temporary folder, load it again and compare its logits."""
     name = "saved_and_reloaded"
-    size = bytes_of(bench, merged)
+    size = bytes_of(merged)
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if size > _SAVED_BYTES:
         return Check(name, True, f"not run: only models up to {_SAVED_BYTES} bytes are saved, and this has {size}")

@@ -31,7 +31,7 @@ _EXPERTS = 4
 class Rows:
     """Some outputs of one weight: which they are, what they were, and what merging should make of them (float64)."""
 
-    module: nn.Module
+    layer: Any
     name: str
     expert: int | None
     transposed: bool
@@ -40,8 +40,11 @@ class Rows:
     exact: Tensor
 
     def now(self) -> Tensor:
-        """The same outputs as they are in the model now."""
-        return _outputs_of(getattr(self.module, self.name).data, self.expert, self.transposed, self.outputs)
+        """The same outputs as they are in the model now, merged or not."""
+        # LN tuning puts another module in the adapted one's place.
+        return _outputs_of(
+            getattr(self.layer.get_base_layer(), self.name).data, self.expert, self.transposed, self.outputs
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,7 +177,7 @@ def _lora_rows(layer: Any) -> Iterator[Rows]:
         )
         expert = number if fused else None
         yield Rows(
-            module=layer.get_base_layer(),
+            layer=layer,
             name=parameter_name(layer),
             expert=expert,
             transposed=piece.transposed,
@@ -233,8 +236,8 @@ def _merged_in_float64(layer: Any) -> Iterator[Rows]:
     original = _outputs_of(parameter.data, None, False, outputs)
     with _in_float64(layer, set()):
         layer.merge()
-        exact = _outputs_of(getattr(base, name).data, None, False, outputs)
-    yield Rows(base, name, None, False, outputs, original, exact)
+        exact = _outputs_of(getattr(layer.get_base_layer(), name).data, None, False, outputs)
+    yield Rows(layer, name, None, False, outputs, original, exact)
 
 
 @contextlib.contextmanager

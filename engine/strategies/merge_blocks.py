@@ -7,6 +7,7 @@ few hundredths of the weight (or half a MiB, whichever is more), and each weight
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,10 +18,10 @@ from engine.strategies.row_norms import unrounded_row_norms
 # A block in float32 takes at most this share of the weight. Larger blocks hide the cost of a call no better.
 _BLOCK_SHARE = 0.04
 _LEAST_BLOCK_BYTES = 2**19
-# Factors that are kept whole beside the weight, and those that are cast a block at a time.
+# Factors that are kept whole beside the weight, split or cast.
 _FACTOR_SHARE = 0.03
-_CAST_SHARE = 0.001
-_SPLIT_ROWS = 512
+_CAST_SHARE = 0.0095
+_SPLIT_ROWS = 1024
 _SPLIT_COLUMNS = 1024
 
 
@@ -47,9 +48,11 @@ def add_in_weight_dtype(piece: Piece, sign: float = 1.0) -> None:
     """
     weight, left = piece.weight, piece.left
     right = piece.right.to(weight.dtype)
-    step = weight.shape[0]
+    blocks = 1
     if left.dtype != weight.dtype:
-        step = max(1, int(_CAST_SHARE * weight.numel() / left.shape[1]))
+        share = max(_CAST_SHARE - right.numel() / weight.numel(), _CAST_SHARE / 10)
+        blocks = math.ceil(left.numel() / (share * weight.numel()))
+    step = -(-weight.shape[0] // blocks)
     for rows, factors in zip(weight.split(step), left.split(step), strict=True):
         rows.addmm_(factors.to(weight.dtype), right, alpha=sign * piece.scaling)
 

@@ -45,8 +45,8 @@ class Side:
         resident = "unknown" if self.peak_extra_rss_bytes is None else f"{self.peak_extra_rss_bytes / 2**20:.1f} MiB"
         kept = self.retained_extra_bytes / 2**20
         return (
-            f"  {self.strategy:<14} peak {self.peak_weights:8.4f} W ({self.peak_extra_bytes / 2**20:.2f} MiB), resident "
-            f"{resident}, kept {kept:.1f} MiB, error {self.relative_weight_error:.6f} of the adapter's effect"
+            f"  {self.strategy:<14} peak {self.peak_weights:8.4f} W ({self.peak_extra_bytes / 2**20:.2f} MiB), "
+            f"resident {resident}, kept {kept:.1f} MiB, error {self.relative_weight_error:.6f} of the adapter's effect"
         )
 
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repeats of each side (default 5)")
     parser.add_argument("--without", default="", help="strategies to leave out, separated by commas")
     parser.add_argument("--no-warm-up", action="store_true", help="leave out the unrecorded round")
+    parser.add_argument("--only-tensors", action="store_true", help="leave out the process's resident memory")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in WORKER_ENVIRONMENT.items()):
         # What workers start with has to be there before the first import of torch.
@@ -101,7 +102,8 @@ def _bench(model: str, adapter: str, arguments: argparse.Namespace) -> dict[str,
         seconds = _interleaved(bench, strategies, arguments.rounds, not arguments.no_warm_up)
     with bench.put_back("references"):
         rows, _ = sample(bench)
-    sides = {name: _side(bench, name, seconds[name], rows) for name in strategies}
+    resident = not arguments.only_tensors
+    sides = {name: _side(bench, name, seconds[name], rows, resident) for name in strategies}
     for side in sides.values():
         print(side.timed.line() if len(side.timed.seconds) > 1 else f"  {side.strategy:<38} {side.timed.median:9.4f} s")
     for side in sides.values():
@@ -163,23 +165,24 @@ def _interleaved(bench: Any, strategies: list[str], rounds: int, warm_up: bool) 
     return seconds
 
 
-def _side(bench: Any, strategy: str, seconds: list[float], rows: Any) -> Side:
+def _side(bench: Any, strategy: str, seconds: list[float], rows: Any, resident: bool) -> Side:
     from engine.jobs.merge import bytes_of
     from engine.jobs.merge_reference import weight_error
     from engine.measure.process_memory import PeakIncrease
     from engine.measure.tensors import TensorTracker
 
-    before = bytes_of(bench, bench.root)
+    before = bytes_of(bench.root, bench.adapter_ids)
     tracker = TensorTracker()
     tracker.watch((*bench.root.parameters(), *bench.root.buffers()), "before")
     with bench.put_back("tensor memory"):
         merged = bench.merge_and_unload(strategy, tracker)
-        retained = bytes_of(bench, merged) - before
+        retained = bytes_of(merged) - before
         error = weight_error(rows).relative
         del merged
     increase = PeakIncrease()
-    with bench.put_back("process memory"):
-        bench.merge_and_unload(strategy, increase)
+    if resident:
+        with bench.put_back("process memory"):
+            bench.merge_and_unload(strategy, increase)
     return Side(
         strategy=strategy,
         timed=Timed(strategy, tuple(seconds)),
