@@ -160,7 +160,7 @@ class Trainer:
                     watch.optimizer_ended(optimizer)
                 optimizer.zero_grad(set_to_none=True)
                 laps.mark("end")
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             error.add_note(f"in the {part} pass of a training step ({side.words})")
             raise
         seconds = laps.seconds()

@@ -9,7 +9,7 @@ from engine.result import Metric
 
 
 class Compilation:
-    """Counts from its construction on. No compiled code of before is used, neither this process's nor what is on disk."""
+    """Counts from its construction on. Compiled code of before, in this process or on disk, is not used."""
 
     def __init__(self) -> None:
         torch._dynamo.reset()
