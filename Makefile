@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog bench-init bench-merge bench-dashboard bench-inference chromium bench-merge-files
+.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-dashboard bench-inference chromium bench-merge-files
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,9 @@ chromium: # the browser tests skip themselves, with the reason, where none can b
 
 catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog again
 	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_catalog
+
+adapter-table: $(ROOT)/.venv/installed ## measure every adapter type and write docs/adapter-types.md (about five minutes)
+	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_adapter_table
 
 bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init
