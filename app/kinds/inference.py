@@ -19,6 +19,7 @@ COLUMNS = {
 # The column that says most, with the word before its value where kinds are listed together.
 HEADLINE = ("decode_tokens_per_s", "")
 COMPARED = "decode_tokens_per_s"
+NAMES = (*COLUMNS.values(), "overhead_ratio", "request_time_s")
 BASE = "base"
 # The order in which variants are read; a strategy's own comes after stock PEFT.
 _PLACES = {"base": 0, "adapter_disabled": 1, "adapter": 2, "mixed_batch": 4, "merged": 5}
@@ -149,7 +150,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One line per label: tokens per second, time per token against base, prefill, request time, in stored units."""
     speeds = frame[frame["name"] == COMPARED]
     table = tables.medians(speeds, "tokens_per_s")
-    for name in ("overhead_ratio", "prefill_time_s", "request_time_s", "peak_bytes"):
+    for name in NAMES[1:]:
         table[name] = table["variant"].map(tables.by_label(frame[frame["name"] == name]))
     return table
 

@@ -12,6 +12,7 @@ from db.runs import RunDetail, RunRow
 
 QUESTION = "How long attaching an adapter takes, and how much memory it needs."
 COLUMNS = {"init_s": "init_time_s", "peak_extra_bytes": "init_peak_extra_bytes"}
+NAMES = tuple(COLUMNS.values())
 # The column that says most, with the word before its value where kinds are listed together.
 HEADLINE = ("init_s", "Attach")
 COMPARED = "init_time_s"

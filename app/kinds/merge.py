@@ -16,6 +16,7 @@ COLUMNS = {"merge_s": "merge_time_s", "peak_extra_bytes": "merge_peak_extra_byte
 HEADLINE = ("merge_s", "Merge")
 COMPARED = "merge_peak_extra_bytes"
 _ERRORS = ("relative_weight_error", "relative_logit_error")
+NAMES = (*COLUMNS.values(), "merge_retained_extra_bytes", "largest_weight_bytes", *_ERRORS)
 
 
 def main_variant(row: RunRow) -> str | None:

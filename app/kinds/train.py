@@ -25,6 +25,7 @@ _AT_PEAK = {
     "activations_bytes": "activations",
     "temporary_bytes": "temporary",
 }
+NAMES = (*COLUMNS.values(), *_AT_PEAK, "peak_rss_bytes", "trainable_parameters")
 _PARTS = {"forward_time_s": "forward", "backward_time_s": "backward", "optimizer_time_s": "optimizer"}
 _SIDES = ((None, "As specified"), (STOCK, "Plain stock"))
 
@@ -153,7 +154,7 @@ def comparison(
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One line per label: step time, speed, peak and its parts, trainable parameters, in stored units."""
     table = tables.medians(tables.of(frame, COMPARED), "s")
-    for name in ("train_tokens_per_s", "peak_bytes", *_AT_PEAK, "peak_rss_bytes", "trainable_parameters"):
+    for name in NAMES[1:]:
         table[name] = table["variant"].map(tables.by_label(tables.of(frame, name)))
     return table
 

@@ -295,6 +295,7 @@ total_s, is_estimate = grid.expected_total_s(found)
 blocked = sum(candidate.problem is not None for candidate in found)
 again = sum(candidate.measured > 0 and candidate.problem is None for candidate in found)
 
+sweep_name = f"{labels.kind_label(kind)}: {formatting.listing(dict.fromkeys(pick.label for pick in picks))}"
 with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
     parts = [f"**{formatting.plural(len(specs), 'run')}**"]
     if specs and total_s is not None:
@@ -316,7 +317,7 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", hor
         icon=":material/rocket_launch:",
         disabled=not specs,
         on_click=launch_all,
-        args=(specs, f"{formatting.listing(dict.fromkeys(p.label for p in picks))}" if len(specs) > 1 else None),
+        args=(specs, sweep_name if len(specs) > 1 else None),
     )
 if launched := st.session_state.pop("launched", None):
     with st.container(horizontal=True, vertical_alignment="center"):

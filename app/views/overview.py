@@ -96,7 +96,7 @@ def section(kind: str, rows: list[RunRow]) -> None:
             icon=":material/noise_aware:",
         )
     with state.database().reading() as session:
-        values = runs.metric_values(session, run_ids=chosen)
+        values = runs.metric_values(session, run_ids=chosen, names=view.NAMES)
     frame = frames.in_order(frames.metric_frame(values, chosen, frames.way_label), view.COMPARED)
     if kind == "inference":
         frame = view.by_variant(frame)

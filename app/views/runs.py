@@ -154,7 +154,7 @@ def compare(selected: list[RunRow]) -> None:
     if view is None:
         return
     with state.database().reading() as session:
-        values = runs.metric_values(session, run_ids=by_id)
+        values = runs.metric_values(session, run_ids=by_id, names=view.NAMES)
     values = [value for value in values if value.variant == view.main_variant(by_id[value.run_id])]
     charts = view.comparison(frames.metric_frame(values, by_id, frames.run_label))
     if not charts:

@@ -119,8 +119,14 @@ def _train_s(spec: Mapping[str, Any], parameters: int, elements: int) -> float:
     passes += 2 if section["gradient_checkpointing"] else 0
     step_s = passes * parameters * tokens / _FLOPS_PER_S[_device_kind(spec)]
     step_s *= _ADAPTER_SLOWS if spec.get("adapter") else 1.0
-    plain = ("stock", False, 1, 1)
-    ways = (spec["strategy"], section["gradient_checkpointing"], section["loss_chunks"], section["sequence_tiles"])
+    plain = ("stock", False, 1, 1, "float32")
+    ways = (
+        spec["strategy"],
+        section["gradient_checkpointing"],
+        section["loss_chunks"],
+        section["sequence_tiles"],
+        (spec.get("adapter") or {}).get("adapter_dtype", "float32"),
+    )
     # Plain stock is measured beside anything else.
     return float((_repeats(spec) + _EXTRA_STEPS) * step_s * (1 if ways == plain else 2))
 

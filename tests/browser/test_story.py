@@ -102,3 +102,41 @@ def test_filters_are_part_of_the_address_and_survive_a_reload(dashboard: Dashboa
     assert "q=no" in page.url
     page.reload()
     expect(page.get_by_text("No run passes these filters")).to_be_visible()
+
+
+def test_a_run_of_each_kind_becomes_its_charts(
+    dashboard: Dashboard, page: Page, eventually: Callable[..., None]
+) -> None:
+    small = {"model": "tiny-test", "repeats": 2}
+    specs_by_title = {
+        "Seconds to merge and to unmerge": {"kind": "merge", "strategy": "row_blocks"},
+        "Memory at the peak of a training step": {
+            "kind": "train",
+            "train": {"context_length": 32, "gradient_checkpointing": True},
+        },
+        "Tokens written per second": {
+            "kind": "inference",
+            "strategy": "fused",
+            "inference": {"prompt_tokens": 16, "new_tokens": 4},
+        },
+    }
+    database = open_database()
+    with database.writing() as session:
+        specs = [parse_spec({**small, **document}) for document in specs_by_title.values()]
+        ids = queue.enqueue(session, [new_run(spec) for spec in specs])
+    page.goto(f"{dashboard.address}/queue")
+
+    def states() -> set[str]:
+        with database.reading() as session:
+            return {row.state for row in runs.list_runs(session)}
+
+    eventually(lambda: not states() & {"queued", "running"}, "the three runs ended", 120)
+    assert states() == {"succeeded"}
+    database.close()
+    for run_id, title in zip(ids, specs_by_title, strict=True):
+        page.goto(f"{dashboard.address}/run?id={run_id}")
+        expect(page.get_by_text("Succeeded")).to_be_visible()
+        expect(page.locator(".js-plotly-plot").first.get_by_text(title)).to_be_visible()
+    page.goto(dashboard.address)
+    for section in ("Merging an adapter", "Training", "Generating text"):
+        expect(page.get_by_role("heading", name=section)).to_be_visible()
