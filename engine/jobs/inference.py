@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import torch
+from peft import PeftType
 
 from engine import catalog
 from engine.jobs import inference_variants as variants
 from engine.jobs.inference_loop import Side, forced_logits, peak_bytes, proof_tokens, random_tokens, timed_request
-from engine.jobs.inference_proof import Subject, check_same, prove, prove_mixed
+from engine.jobs.inference_proof import Subject, check_same, free_bytes, prove, prove_mixed
 from engine.jobs.inference_variants import Several, Trees
 from engine.jobs.module_trees import adapted_parameters, tensor_bytes, weight_bytes_per_token
 from engine.jobs.outcome import Outcome
@@ -26,7 +26,7 @@ from engine.measure.gpu_utilization import GpuUtilization
 from engine.measure.timing import Timer
 from engine.models import build_model, copied_weight
 from engine.result import Check, Metric, Progress
-from engine.spec import FreshAdapter, InferenceSpec
+from engine.spec import InferenceSpec
 
 Report = Callable[[Progress], None]
 # Copies of the adapted weights may take this share of free memory: the proof and the requests need some as well.
@@ -120,11 +120,7 @@ class _Inference:
 
     def _merged_fits(self) -> bool:
         need = tensor_bytes(adapted_parameters(self.trees.adapted)) if self.trees.adapted is not None else 0
-        if self.device.type == "cuda":
-            free = int(torch.cuda.mem_get_info(self.device)[0])
-        else:
-            free = int(psutil.virtual_memory().available)
-        return need <= free * _SHARE_FOR_MERGED
+        return need <= free_bytes(self.spec) * _SHARE_FOR_MERGED
 
     def _several(self) -> Several:
         self._report(Progress("attaching more adapters"))
@@ -180,7 +176,8 @@ class _Inference:
             # What compiled code allocates inside, nobody can count from outside.
             if name != "compiled":
                 self._add("peak_bytes", "bytes", peak_bytes(side, self.prompt, self.section.new_tokens), name)
-            weights = weight_bytes_per_token(side.model, self.section.batch_size, experts)
+            model = self.trees.base if name == "adapter_disabled" else side.model
+            weights = weight_bytes_per_token(model, self.section.batch_size, experts)
             self._add("weight_bytes_per_token", "bytes", weights, name)
             if self.device.type == "cuda":
                 with GpuUtilization(self.device) as busy:
@@ -215,10 +212,11 @@ class _Inference:
     # --- helpers ---
 
     def _disabled_is_not_base(self) -> str | None:
-        adapter = self.spec.adapter
-        if not isinstance(adapter, FreshAdapter):
+        if self.trees.adapted is None:
             return None
-        return catalog.cannot(catalog.adapter_type(adapter.type), adapter.options, "disable")
+        config = self.trees.adapted.active_peft_config
+        kind = catalog.adapter_type(str(PeftType(config.peft_type).value).lower())
+        return catalog.cannot(kind, config.to_dict(), "disable")
 
     @contextlib.contextmanager
     def _counted(self, phase: str) -> Iterator[None]:

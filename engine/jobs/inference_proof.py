@@ -148,7 +148,7 @@ def prove_mixed(subject: Subject, several: Several) -> Check:
     model, base = several.model, subject.trees.base
     if subject.spec.dtype != "float32":
         need = 2 * _float32_bytes(base)
-        if _free_bytes(subject.spec) * _USABLE_SHARE < need:
+        if free_bytes(subject.spec) * _USABLE_SHARE < need:
             return Check("mixed_batch_logits_equal", False, f"not run: float32 copies need {need} bytes of free memory")
         model, base = widened(model), widened(base)
     wide = Several(model, several.names)
@@ -196,7 +196,7 @@ def _blocks_that_fit(subject: Subject, names: tuple[str, ...]) -> int | None:
     need = _float32_bytes(base) if subject.spec.dtype != "float32" else 0
     if "merged" in names and "merged" not in subject.sides and adapted is not None:
         need += tensor_bytes(adapted_parameters(adapted))
-    usable = int(_free_bytes(subject.spec) * _USABLE_SHARE)
+    usable = int(free_bytes(subject.spec) * _USABLE_SHARE)
     rows = block_lists(base, base.config)
     if need <= usable or not rows:
         return None
@@ -213,7 +213,11 @@ def _float32_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * 4 for parameter in model.parameters())
 
 
-def _free_bytes(spec: InferenceSpec) -> int:
+def free_bytes(spec: InferenceSpec) -> int:
+    """Memory of the spec's device that this run may still take, under the spec's own limit where it has one."""
     if spec.device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(spec.device))[0])
-    return int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
+    if spec.memory_limit_bytes is not None:
+        free = min(free, spec.memory_limit_bytes - int(psutil.Process().memory_info().rss))
+    return max(0, free)

@@ -22,7 +22,7 @@ from engine.measure.environment import WORKER_ENVIRONMENT
 
 RESULTS = Path(__file__).parent / "results"
 RANK = 16
-CASES = "minimind-26m:float32:64:21,minimind-26m:bfloat16:64:21,tinyllama-1.1b:bfloat16:12:9"
+CASES = "minimind-26m:float32:64:21,minimind-26m:bfloat16:64:21,tinyllama-1.1b:bfloat16:16:11"
 SIDES = ("base", "bare loop", "stock", "fused", "merged")
 LARGEST_SHARE = 0.6
 LARGEST_CLOCK_ERROR = 0.03

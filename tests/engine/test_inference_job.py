@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, MixtralConfig
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
 from engine import adapters, catalog
 from engine.jobs import inference_variants as variants
@@ -95,6 +95,7 @@ def test_memory_counts_the_weights_of_each_form_and_what_a_strategy_keeps(lora: 
     assert adapter * 0.9 < fused - stock < adapter * 1.1
     (read,), (more,) = (values(lora, "weight_bytes_per_token", name) for name in ("base", "adapter"))
     assert more - read == adapter
+    assert values(lora, "weight_bytes_per_token", "adapter_disabled") == [read]
     assert read < weights
 
 
@@ -116,8 +117,18 @@ def test_an_adapter_in_half_precision_is_proven_too() -> None:
     assert all(check.passed for check in result.checks), result.checks
 
 
-def test_a_compiled_run_tells_compiling_apart_and_is_proven() -> None:
-    result = outcome({"variants": ["base", "adapter"], "new_tokens": 3}, strategy="compiled", repeats=2)
+def test_a_compiled_run_tells_compiling_apart_and_is_proven(tmp_path: Path) -> None:
+    LlamaConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=64,
+    ).save_pretrained(tmp_path)
+    section = {"variants": ["base", "adapter"], "new_tokens": 3}
+    adapter = {"target_modules": ["q_proj"], "rank": 2}
+    result = outcome(section, model=str(tmp_path), adapter=adapter, dtype="float32", strategy="compiled", repeats=2)
     (compiling,) = values(result, "compile_time_s", "compiled")
     assert compiling > 10 * max(values(result, "decode_token_time_s", "compiled"))
     assert values(result, "graph_breaks", "compiled") == [0]
@@ -174,7 +185,7 @@ def test_merged_is_measured_last_where_a_second_copy_of_the_weights_does_not_fit
 
 
 def test_the_proof_stands_on_the_first_blocks_where_float32_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.jobs.inference_proof._free_bytes", lambda _: 600_000)
+    monkeypatch.setattr("engine.jobs.inference_proof.free_bytes", lambda _: 600_000)
     result = outcome(strategy="fused")
     found = {check.name: check for check in result.checks}
     assert "on the first 1 blocks" in found["fused_logits_equal_in_float32"].detail
