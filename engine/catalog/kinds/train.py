@@ -110,7 +110,7 @@ def _library_problems(spec: TrainSpec) -> Iterator[SpecError]:
     if spec.quantization is not None:
         asked.append(("quantization", spec.quantization, "use null"))
     for field, name, instead in asked:
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not has_bitsandbytes():
             yield SpecError(field, f"{name} needs the package bitsandbytes, which is not installed; {instead}")
         elif spec.device == "mps":
             yield SpecError(field, f"{name} needs a CPU or a CUDA device, and the device is mps; {instead}")
@@ -119,6 +119,11 @@ def _library_problems(spec: TrainSpec) -> Iterator[SpecError]:
             "quantization",
             "needs PEFT_LAB_START_METHOD=spawn on a GPU, because bitsandbytes starts CUDA when it is imported",
         )
+
+
+def has_bitsandbytes() -> bool:
+    """Whether the package that quantises weights and optimizer states is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _quantization_problems(spec: TrainSpec, subject: Subject) -> Iterator[SpecError]:
@@ -144,7 +149,7 @@ def _fused_problems(spec: TrainSpec, subject: Subject) -> Iterator[SpecError]:
         yield SpecError("strategy", f"fused knows plain LoRA only, not {what}; use stock or compiled")
     elif spec.quantization is not None:
         yield SpecError("strategy", f"fused knows plain weights only, not {spec.quantization}; use stock")
-    elif subject.groups is not None and not any(group.kind == "Linear" for group in subject.groups):
+    elif subject.groups is not None and not any(g.kind == "Linear" and g.role != "lm_head" for g in subject.groups):
         yield SpecError("strategy", "fused knows linear layers only, and this model has none; use stock")
 
 
