@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-dashboard bench-inference chromium bench-merge-files
+.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference chromium bench-merge-files
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints table
 
 bench-merge: $(ROOT)/.venv/installed ## the figures of merging: time, memory and error by strategy
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge
+
+bench-train: $(ROOT)/.venv/installed ## what training steps cost: by strategy, memory saver and adapted modules
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_train
 
 bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per token, stock and fused; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_inference

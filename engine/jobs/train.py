@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from engine import adapters
 from engine.jobs.outcome import Outcome
+from engine.jobs.train_fit import check_fits
 from engine.jobs.train_memory import MEMORY_STEPS, measure_memory
 from engine.jobs.train_proof import prove
 from engine.jobs.train_steps import Report, Side, StepTimes, Trainer, sides_of
@@ -54,6 +55,10 @@ class _Run:
         if len(self.sides) > 1:
             self._say("proof: gradients beside stock's")
             checks += prove(self.trainer, self.sides[0])
+            too_large = check_fits(self.trainer, self.sides[1])
+            if too_large is not None:
+                checks.append(too_large)
+                self._leave_out(self.sides[1])
         metrics = [
             Metric("trainable_parameters", "parameters", adapters.trainable_parameters(model)),
             Metric("total_parameters", "parameters", adapters.parameter_count(model)),
@@ -69,6 +74,10 @@ class _Run:
             checks += found.checks
             samples += found.samples
         return Outcome(tuple(metrics), tuple(checks), tuple(samples))
+
+    def _leave_out(self, side: Side) -> None:
+        self._steps_left -= self._steps_left // len(self.sides)
+        self.sides.remove(side)
 
     def _say(self, phase: str) -> None:
         mean_s = sum(self._step_s) / len(self._step_s) if self._step_s else None

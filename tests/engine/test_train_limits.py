@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from engine.catalog.requirements import problems
+from engine.jobs import run_job
+from engine.jobs.train_fit import needed_bytes
+from engine.jobs.train_memory import measure_memory
+from engine.jobs.train_steps import Side, Trainer
 from engine.measure.free_memory import RESERVE_VARIABLE, free_memory_bytes, reserve_bytes
 from engine.result import Device
 from engine.spec import SpecError, parse_spec
@@ -149,6 +153,33 @@ def test_a_reserve_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(RESERVE_VARIABLE, "5 %")
     with pytest.raises(SpecError, match=f"^{RESERVE_VARIABLE}: must be a number of bytes, not '5 %'$"):
         reserve_bytes()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("adapter", [{"type": "lora"}, None], ids=["lora", "full"])
+def test_what_a_step_needs_is_told_from_short_ones(attention: str, adapter: dict[str, Any] | None) -> None:
+    section = {"context_length": 200, "batch_size": 3}
+    spec = parse_spec(
+        {"kind": "train", "model": "tiny-test", "attention": attention, "adapter": adapter, "train": section}
+    )
+    trainer = Trainer(spec, lambda _: None)  # type: ignore[arg-type]
+    needed = needed_bytes(trainer, Side(None))
+    found = measure_memory(trainer, Side(None))
+    values = {metric.name: metric.value for metric in found.metrics}
+    extra = values["peak_bytes"] - values["parameters_bytes"] - values["buffers_bytes"]
+    assert needed == pytest.approx(extra, rel=0.1)
+
+
+def test_a_stock_side_that_does_not_fit_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.jobs.train_fit.free_memory_bytes", lambda: 0)
+    spec = parse_spec(
+        {"kind": "train", "model": "tiny-test", "repeats": 1, "train": {"context_length": 100, "loss_chunks": 4}}
+    )
+    result = run_job(spec, lambda _: None)
+    check = next(check for check in result.checks if check.name == "stock_measured")
+    assert not check.passed
+    assert check.detail.startswith("not run: a step needs about ")
+    assert {metric.variant for metric in result.metrics} == {None}
 
 
 # --- real workers -----------------------------------------------------------------------------------------------------
