@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,26 @@ def test_tokens_whose_embeddings_are_trained_occur_in_the_batch() -> None:
 def test_a_saved_adapter_is_trained_on(fresh: FreshAdapter, tmp_path: Path) -> None:
     adapters.attach(build_model(InitSpec(model="tiny-test")), fresh).save_pretrained(tmp_path)
     assert failed(outcome(adapter={"path": str(tmp_path)})) == []
+
+
+BITSANDBYTES = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes, which is optional, is not installed"
+)
+
+
+@BITSANDBYTES
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base_takes_less_and_trains(quantization: str) -> None:
+    result = outcome({"sequence_tiles": 3, "loss_chunks": 3}, quantization=quantization)
+    assert failed(result) == []
+    assert one(result, "parameters_bytes") < one(outcome(), "parameters_bytes")
+
+
+@BITSANDBYTES
+def test_eight_bit_adamw_keeps_less_than_adamw() -> None:
+    result = outcome({"optimizer": "adamw_8bit"}, adapter=None)
+    assert failed(result) == []
+    assert one(result, "optimizer_state_bytes") < one(outcome(adapter=None), "optimizer_state_bytes")
 
 
 def test_progress_names_what_is_run_and_knows_what_is_left() -> None:

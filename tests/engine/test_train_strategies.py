@@ -41,7 +41,9 @@ def gemma2() -> nn.Module:
 
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2, n_positions=32)).train()
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2, n_positions=32, **no_dropout)
+    return GPT2LMHeadModel(config).train()
 
 
 def lora(model: nn.Module, **fields: Any) -> nn.Module:
