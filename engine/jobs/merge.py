@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import shutil
 import tempfile
 from collections import Counter
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.jobs import merge_proof, merge_reference
 from engine.jobs.merge_bench import MergeBench, Report
-from engine.jobs.merge_reference import Logits, Rows, WeightError
+from engine.jobs.merge_reference import Rows, WeightError
 from engine.jobs.outcome import Outcome
 from engine.measure.device_memory import DevicePeaks
 from engine.measure.process_memory import PeakIncrease
@@ -142,7 +143,7 @@ class _Proof:
             ours, logits = merge_reference.weight_error(self.rows), self._logits.of(merged)
             self.checks.append(merge_proof.check_dtype(before, self._dtypes()))
             self.checks.append(_runs(bench, merged))
-            saved = _save_and_reload(bench, merged, self._logits)
+            saved = self._save_and_reload(merged, logits)
         error = merge_proof.logit_error(logits, self._logits.reference, self._logits.base)
         self._add(None, ours, error)
         stock, stock_error = self._stock()
@@ -163,11 +164,39 @@ class _Proof:
         return stock, error
 
     def _add(self, variant: str | None, weights: WeightError, logits: float) -> None:
-        self.metrics.append(Metric("relative_weight_error", "ratio", weights.relative, variant=variant))
-        self.metrics.append(Metric("relative_logit_error", "ratio", logits, variant=variant))
+        errors = (("relative_weight_error", weights.relative), ("relative_logit_error", logits))
+        # An adapter without an effect has no relative error; a check says so.
+        self.metrics += [
+            Metric(name, "ratio", error, variant=variant) for name, error in errors if math.isfinite(error)
+        ]
 
     def _dtypes(self) -> Counter[str]:
         return Counter(_dtype(weight) for weight in self._bench.weights())
+
+    def _save_and_reload(self, merged: PreTrainedModel, logits: Tensor) -> Check:
+        """Save the merged model as safetensors in a temporary folder, load it again and compare its logits."""
+        bench, name = self._bench, "saved_and_reloaded"
+        size = bytes_of(merged)
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if size > _SAVED_BYTES:
+            return Check(name, True, f"not run: only models up to {_SAVED_BYTES} bytes are saved, and this has {size}")
+        if 1.1 * size > free:
+            return Check(
+                name, True, f"not run: the model has {size} bytes, and {free} are free in the temporary folder"
+            )
+        bench.report("saving and loading")
+        with tempfile.TemporaryDirectory(prefix="peft-lab-") as folder:
+            merged.save_pretrained(folder)
+            reloaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, bench.spec.dtype),
+                attn_implementation=bench.spec.attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            reloaded.to(bench.device)  # type: ignore[arg-type]  # its decorator hides `to` being a method
+            return merge_proof.check_saved(logits, self._logits.of(reloaded.eval()))
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -184,30 +213,6 @@ def _runs(bench: MergeBench, merged: PreTrainedModel) -> Check:
         return Check(name, False, f"a forward pass of the merged model fails: {str(error).splitlines()[0]}")
     finite = bool(logits.isfinite().all())
     return Check(name, finite, f"a forward pass gives {'finite' if finite else 'infinite'} logits in {_dtype(logits)}")
-
-
-def _save_and_reload(bench: MergeBench, merged: PreTrainedModel, logits: Logits) -> Check:
-    """Save the merged model as safetensors in a temporary folder, load it again and compare its logits."""
-    name = "saved_and_reloaded"
-    size = bytes_of(merged)
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > _SAVED_BYTES:
-        return Check(name, True, f"not run: only models up to {_SAVED_BYTES} bytes are saved, and this has {size}")
-    if 1.1 * size > free:
-        return Check(name, True, f"not run: the model has {size} bytes, and {free} are free in the temporary folder")
-    bench.report("saving and loading")
-    with tempfile.TemporaryDirectory(prefix="peft-lab-") as folder:
-        merged.save_pretrained(folder)
-        reloaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, bench.spec.dtype),
-            attn_implementation=bench.spec.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-        reloaded.to(bench.device)  # type: ignore[arg-type]  # its decorator hides `to` being a method
-        return merge_proof.check_saved(logits.of(merged), logits.of(reloaded.eval()))
 
 
 def _timed_unmerges(bench: MergeBench) -> list[Metric]:
@@ -233,4 +238,4 @@ def _rounds(bench: MergeBench, rows: Sequence[Rows], layers: Sequence[BaseTunerL
                 layer.merge(safe_merge=strategy == "safe")
                 layer.unmerge()
             metrics.append(Metric("merge_drift", "ratio", merge_reference.drift(rows), x=float(number)))
-    return metrics
+    return [metric for metric in metrics if math.isfinite(metric.value)]
