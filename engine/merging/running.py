@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def _write_shard(
     output.finish_shard(shard.name)
 
 
-def _blocks(tensor: OutputTensor, file: BinaryIO, factors: _Factors) -> Iterator[memoryview]:
+def _blocks(tensor: OutputTensor, file: FileIO, factors: _Factors) -> Iterator[memoryview]:
     """The bytes of one tensor of the output."""
     entry, source = tensor.entry, tensor.source
     if tensor.change is None and source.dtype == entry.dtype:
@@ -127,9 +127,9 @@ def _blocks(tensor: OutputTensor, file: BinaryIO, factors: _Factors) -> Iterator
 class _Factors:
     """The adapter's file, and its tensors as what is added to a matrix."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file = file
-        self.path = Path(file.name)
+        self.path = Path(str(file.name))
         # Where the experts' factors lie in one tensor, many matrices in a row need it.
         self._whole = lru_cache(_KEPT_FACTORS)(lambda entry: read_float32(file, entry))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import BinaryIO
+from io import FileIO
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def row_bytes(entry: TensorEntry) -> int:
     return entry.size_bytes // max(1, math.prod(entry.shape[:-1]))
 
 
-def read_rows(file: BinaryIO, entry: TensorEntry, first: int, rows: Tensor) -> None:
+def read_rows(file: FileIO, entry: TensorEntry, first: int, rows: Tensor) -> None:
     """Fill ``rows`` (n, columns) from row ``first`` of the tensor seen as one matrix, casting where dtypes differ."""
     dtype = DTYPES[entry.dtype]
     position = entry.start + first * row_bytes(entry)
@@ -41,7 +41,7 @@ def read_rows(file: BinaryIO, entry: TensorEntry, first: int, rows: Tensor) -> N
     rows.copy_(stored)
 
 
-def read_float32(file: BinaryIO, entry: TensorEntry, first: int = 0, count: int | None = None) -> Tensor:
+def read_float32(file: FileIO, entry: TensorEntry, first: int = 0, count: int | None = None) -> Tensor:
     """A tensor, or ``count`` rows of it from ``first`` on, in float32."""
     shape = entry.shape if count is None else (count, *entry.shape[1:])
     rows = torch.empty(shape, dtype=torch.float32)

@@ -14,9 +14,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 _LENGTH_BYTES = 8
 # The library's own limit.
@@ -106,17 +107,18 @@ def read_header(path: Path) -> WeightFile:
     return WeightFile(path, {entry.name: entry for entry in entries}, metadata, size_bytes)
 
 
-def read_into(file: BinaryIO, position: int, buffer: memoryview) -> None:
-    """Fill ``buffer`` with the file's bytes from ``position`` on.
+def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
+    """Fill ``buffer`` with the bytes of an unbuffered file from ``position`` on.
 
     Raises:
         WeightFileError: when the file ends before.
     """
+    file.seek(position)
     done = 0
     while done < len(buffer):
-        count = os.preadv(file.fileno(), [buffer[done:]], position + done)
-        if count == 0:
-            raise WeightFileError(f"{Path(file.name).name} became shorter while it was read")
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise WeightFileError(f"{Path(str(file.name)).name} became shorter while it was read")
         done += count
 
 
