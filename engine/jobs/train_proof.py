@@ -13,11 +13,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from engine.jobs.train_steps import Batch, Configured, Side, Trainer, base_model, random_batch, wide_adapter
+from engine.measure.free_memory import free_memory_bytes, reserve_bytes
 from engine.result import Check
 from engine.strategies import proof
 from engine.strategies.blocks import block_list
@@ -38,7 +38,7 @@ def prove(trainer: Trainer, side: Side) -> list[Check]:
     """Gradients of ``side`` beside stock's, for every trained parameter."""
     small = _small_model(trainer)
     need = _COPIES * sum(4 * parameter.numel() for parameter in small.parameters())
-    free = psutil.virtual_memory().available
+    free = free_memory_bytes() - reserve_bytes()
     if need > free:
         detail = f"not run: comparing takes {need} bytes beside the model, and {free} are free"
         return [Check("gradients_equal", False, detail)]
