@@ -26,6 +26,7 @@ from engine import catalog
 from engine.catalog import targets
 from engine.catalog.adapter_types import largest_fitting
 from engine.catalog.modules import ModuleGroup
+from engine.catalog.options import cpt_example
 from engine.module_groups import list_groups as list_groups
 from engine.snapshots import Snapshot as Snapshot
 from engine.snapshots import snapshot as snapshot
@@ -71,7 +72,7 @@ def peft_config(
     hints = typing.get_type_hints(config_class)
     values |= {name: _as_peft_wants(value, hints[name]) for name, value in adapter.options.items()}
     if entry.id == "cpt":
-        values |= _example_of(len(values["cpt_token_ids"]))
+        values |= cpt_example(len(values["cpt_token_ids"]))
     values |= runtime or {}
     try:
         return config_class(**values)
@@ -94,14 +95,6 @@ def _target_fields(
         feed_forward = [group for group in chosen.groups if group.role == "mlp"]
         values["feedforward_modules"] = list(targets.names_of(groups, feed_forward).names)
     return values
-
-
-def _example_of(tokens: int) -> dict[str, Any]:
-    """What CPT has to be told of its tokens: they are one example, whose last token is the answer.
-
-    With PEFT's own defaults the loss of CPT counts no token at all and is NaN.
-    """
-    return {"cpt_mask": [1] * tokens, "cpt_tokens_type_mask": [2] * (tokens - 1) + [4]}
 
 
 def resolve_targets(

@@ -48,6 +48,14 @@ def check_options(entry: AdapterType, options: Mapping[str, Any], error: FieldEr
     return checked
 
 
+def cpt_example(tokens: int) -> dict[str, Any]:
+    """What CPT has to be told of its tokens: they are one example, whose last token is the answer.
+
+    With PEFT's own defaults the loss of CPT counts no token at all and is NaN.
+    """
+    return {"cpt_mask": [1] * tokens, "cpt_tokens_type_mask": [2] * (tokens - 1) + [4]}
+
+
 def _why_not_a_field(entry: AdapterType, name: Any) -> str:
     common = {peft_name: ours for ours, peft_name in entry.common_fields.items()}
     if name in common:

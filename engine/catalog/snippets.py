@@ -9,6 +9,7 @@ from typing import Any
 from engine.catalog.adapter_types import AdapterType, adapter_type, largest_fitting
 from engine.catalog.architectures import models
 from engine.catalog.modules import ModuleGroup
+from engine.catalog.options import cpt_example
 from engine.catalog.strategies import Strategy, strategy
 from engine.catalog.targets import PRESETS, TargetError, Targets, names_of, resolve
 from engine.spec import FreshAdapter, InferenceSpec, Measured, MergeSpec, TrainSpec
@@ -175,6 +176,12 @@ def _config_lines(adapter: FreshAdapter, groups: Sequence[ModuleGroup] | None, t
         fields, note = _target_fields(adapter, entry, groups)
         values |= fields
     values |= adapter.options
+    for field in entry.fields:
+        if field.fields and values.get(field.name) is not None:
+            # PEFT takes an empty mapping for none at all.
+            values[field.name] = {nested.name: nested.default for nested in field.fields} | values[field.name]
+    if entry.id == "cpt":
+        values |= cpt_example(len(values["cpt_token_ids"]))
     lines = [f"config = {entry.config_class}(", f'    task_type="{task_type}",']
     lines += [f"    {name}={value!r}," + (note if name == "target_modules" else "") for name, value in values.items()]
     return [*lines, ")"]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -170,6 +171,18 @@ def train_step(bench: Bench) -> tuple[Tensor, dict[str, Tensor | None]]:
     optimizer.step()
     bench.model.eval()
     return loss.detach(), gradients
+
+
+@each_case
+def test_the_snippet_makes_the_config_that_is_measured(case: Case) -> None:
+    adapter = case.adapter("float32", "float32")
+    spec = InitSpec(model="tiny-test", dtype="float32", adapter=adapter)
+    groups = catalog.model("tiny-test").groups
+    lines = re.search(r"^config = \w+\(\n.*?^\)$", catalog.snippet(spec, groups), re.DOTALL | re.MULTILINE)
+    assert lines is not None
+    names: dict[str, Any] = vars(peft).copy()
+    exec(lines[0], names)
+    assert names["config"].to_dict() == peft_config(adapter, groups).to_dict()
 
 
 # --- attach and train -------------------------------------------------------------------------------------------------
