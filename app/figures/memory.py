@@ -40,12 +40,9 @@ def tensor_memory(frame: pd.DataFrame, *, title: str, on_top: bool = True) -> go
     """
     figure = go.Figure()
     table = frame.pivot_table(index="time_s", columns="category", values="bytes", aggfunc="max").ffill().fillna(0)
-    still = [name for name in table.columns if name in BARE_MODEL and _settles(table[name])] if on_top else []
-    if 0 < len(still) < len(table.columns):
-        # The tracker first counts the model's tensors one by one; attaching begins when it has them all.
-        table = table.loc[max(table[name].idxmax() for name in still) :]
-        title = f"{title}, on top of the model's {formatting.size(float(table[still].iloc[0].sum()))}"
-        table = table.drop(columns=still)
+    if on_top:
+        table, model_bytes = _on_top_of_the_model(table)
+        title = f"{title}, on top of the model's {formatting.size(model_bytes)}" if model_bytes else title
     high = float(table.sum(axis=1).max())
     # The steadiest category lies at the bottom, so that what moves is seen moving.
     order = sorted(table.columns, key=lambda name: float(table[name].std(ddof=0) / (table[name].mean() or 1)))
@@ -65,6 +62,28 @@ def tensor_memory(frame: pd.DataFrame, *, title: str, on_top: bool = True) -> go
     parts.finish(figure, f"{title}, lower is better", height_px=parts.PANEL_HEIGHT_PX)
     _over_time(figure, high)
     return figure
+
+
+def _on_top_of_the_model(table: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """What comes on top of the bare model from the moment on at which all of it was counted, and the model's bytes.
+
+    The tracker first counts the model's tensors one by one. A weight that is replaced is there twice for a moment:
+    that moment's extra stays in the table. Where the model shrinks, nothing is taken away, and its size is given as 0.
+    """
+    bare = [name for name in table.columns if name in BARE_MODEL]
+    if not bare or len(bare) == len(table.columns):
+        return table, 0.0
+    if all(_settles(table[name]) for name in bare):
+        start = max(table[name].idxmax() for name in bare)
+    elif "temporary" in table and (table["temporary"] > 0).any():
+        start = table.index[max(int((table["temporary"] > 0).to_numpy().argmax()) - 1, 0)]
+    else:
+        return table, 0.0
+    later = table.loc[start:]
+    extra = later[bare] - later[bare].iloc[0]
+    if (extra < 0).any(axis=None):
+        return table, 0.0
+    return later.drop(columns=bare).join(extra.loc[:, (extra > 0).any()]), float(later[bare].iloc[0].sum())
 
 
 def _settles(series: pd.Series) -> bool:

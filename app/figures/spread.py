@@ -45,7 +45,8 @@ def spread(
             figure.data[-1].x = [middle]
     if middle is not None:
         figure.add_vline(x=middle, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
-    log = parts.needs_log_axis(frame["value"])
+    # By the medians: one disturbed repeat is no reason to bend the axis.
+    log = bool((frame["value"] > 0).all()) and parts.needs_log_axis(frame.groupby("label")["value"].median())
     head = f"{title}, log scale" if log else title
     parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.ROW_HEIGHT_PX * len(labels))
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, title=None)

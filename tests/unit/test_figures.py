@@ -134,6 +134,30 @@ def test_tensor_memory_stacks_what_comes_on_top_of_the_model_and_says_the_models
     assert min(figure.data[0].x) == pytest.approx(0.1), "counting the model's own tensors is not attaching"
 
 
+def test_a_weight_that_is_there_twice_while_it_is_replaced_is_shown_on_top_of_the_model() -> None:
+    model, weight = 2**30, 2**22
+    rows = pd.DataFrame(
+        [
+            {"time_s": time_s, "category": category, "bytes": value}
+            for time_s, base, temporary in (
+                (0.0, model // 2, 0),
+                (0.1, model, 0),
+                (0.2, model + weight, weight),
+                (0.3, model, 0),
+            )
+            for category, value in (("base parameters", base), ("temporary", temporary))
+        ]
+    )
+    figure = figures.tensor_memory(rows, title="Live tensors while merging")
+    assert "on top of the model's 1.00 GiB" in figure.layout.title.text
+    assert {trace.name: max(trace.y) for trace in figure.data} == {"temporary": weight, "base parameters": weight}
+
+
+def test_one_disturbed_repeat_does_not_bend_the_axis() -> None:
+    rows = frame({"LoRA": ("LoRA", [0.4, 0.41, 9.0]), "DoRA": ("DoRA", [0.6])})
+    assert attaching(rows).layout.xaxis.type != "log"
+
+
 def test_a_model_that_changes_while_attaching_stays_in_the_stack() -> None:
     rows = pd.DataFrame(
         {"time_s": [0.0, 0.1, 0.1], "category": ["base parameters", "base parameters", "temporary"], "bytes": [9, 5, 1]}
