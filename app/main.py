@@ -26,7 +26,7 @@ page = st.navigation(
             "views/overview.py",
             title="Overview",
             icon=":material/home:",
-            help="How long attaching an adapter takes on this machine, by adapter and strategy.",
+            help="What adapters cost on this machine: attaching, merging, training and generating.",
             default=True,
         ),
         st.Page(
