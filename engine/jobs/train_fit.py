@@ -5,6 +5,8 @@ Where it would not, the side that was asked for is measured alone: that stock do
 
 from __future__ import annotations
 
+import torch
+
 from engine.jobs.train_steps import Side, Trainer, random_batch
 from engine.measure.breakdown import StepTracker
 from engine.measure.free_memory import free_memory_bytes, reserve_bytes
@@ -35,8 +37,11 @@ def needed_bytes(trainer: Trainer, side: Side) -> int:
     square = (large - small - 3 * (middle - small)) / (6 * step**2)
     slope = (middle - small) / step - 3 * step * square
     constant = small - slope * step - square * step**2
-    state = 2 * sum(parameter.nbytes for parameter in trainer.trained) if section.optimizer == "adamw" else 0
-    return int(constant + section.batch_size * (slope * tokens + square * tokens**2)) + state
+    gradients = sum(parameter.nbytes for parameter in trainer.trained)
+    state = 2 * gradients if section.optimizer == "adamw" else 0
+    # Activations go while gradients come, so the peak is about the larger of both, and not their sum.
+    activations = int(constant + section.batch_size * (slope * tokens + square * tokens**2))
+    return max(activations, gradients) + state
 
 
 def _extra_bytes(trainer: Trainer, side: Side, length: int) -> int:
@@ -44,6 +49,7 @@ def _extra_bytes(trainer: Trainer, side: Side, length: int) -> int:
     with trainer.active(side):
         tracker = StepTracker(trainer.model)
         with tracker:
-            trainer.model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss.backward()
-        trainer.model.zero_grad(set_to_none=True)
+            loss = trainer.model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss
+            # Through the whole model, but without the gradients that are kept: those do not grow with the length.
+            torch.autograd.grad(loss, trainer.trained[0], allow_unused=True)
     return tracker.peak_extra_bytes

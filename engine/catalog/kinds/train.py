@@ -68,7 +68,8 @@ def problems(spec: TrainSpec, subject: Subject) -> Iterator[SpecError]:
 def _context_problems(spec: TrainSpec, subject: Subject) -> Iterator[SpecError]:
     config = _text_config(subject)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    added = subject.options.get("num_virtual_tokens")
+    field = subject.adapter_type.field("num_virtual_tokens") if subject.adapter_type else None
+    added = subject.options.get("num_virtual_tokens") or (field.default if field else None)
     added = added if isinstance(added, int) else 0
     length = spec.train.context_length
     if isinstance(positions, int) and length + added > positions:
