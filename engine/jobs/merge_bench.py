@@ -24,6 +24,7 @@ from engine.spec import FreshAdapter, MergeSpec, SavedAdapter, SpecError
 from engine.strategies import init as init_strategies
 from engine.strategies import merge as strategies
 from engine.strategies import proof
+from engine.strategies.patching import replaced
 
 Report = Callable[[Progress], None]
 PROMPT_TOKENS = 8
@@ -124,9 +125,20 @@ class MergeBench:
         Raises:
             SpecError: one sentence, when this adapter cannot be merged, or not by this strategy.
         """
-        with self._refusals(), strategies.apply(strategy), around:
+        with self._refusals(), strategies.apply(strategy), self._freeing(), around:
             merged: PreTrainedModel = self.peft.merge_and_unload(safe_merge=strategy == "safe")
         return merged
+
+    @contextlib.contextmanager
+    def _freeing(self) -> Iterator[None]:
+        """Empty the caches of layers that are taken off the model: they would be freed there, but are put back here."""
+
+        def replace_module(tuner: Any, parent: Any, name: str, new: Any, layer: Any) -> None:
+            original(tuner, parent, name, new, layer)
+            getattr(layer, "_caches", {}).clear()
+
+        with replaced(type(self.tuner), "_replace_module", replace_module) as original:
+            yield
 
     def merge_adapter(self, strategy: str) -> None:
         """Merge and keep the adapter, so that it can be unmerged."""

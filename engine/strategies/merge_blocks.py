@@ -18,11 +18,10 @@ from engine.strategies.row_norms import unrounded_row_norms
 # A block in float32 takes at most this share of the weight. Larger blocks hide the cost of a call no better.
 _BLOCK_SHARE = 0.04
 _LEAST_BLOCK_BYTES = 2**19
-# Factors that are kept whole beside the weight, split or cast.
-_FACTOR_SHARE = 0.03
-_CAST_SHARE = 0.0095
-_SPLIT_ROWS = 1024
-_SPLIT_COLUMNS = 1024
+# What factors take beside the weight, cast or split into terms: this share of it, or so many bytes if that is more.
+_CAST_SHARE, _LEAST_CAST_BYTES = 0.0095, 192 * 2**10
+_SPLIT_SHARE, _LEAST_SPLIT_BYTES = 0.035, 2**19
+_CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,11 +47,10 @@ def add_in_weight_dtype(piece: Piece, sign: float = 1.0) -> None:
     """
     weight, left = piece.weight, piece.left
     right = piece.right.to(weight.dtype)
-    blocks = 1
+    step = weight.shape[0]
     if left.dtype != weight.dtype:
-        share = max(_CAST_SHARE - right.numel() / weight.numel(), _CAST_SHARE / 10)
-        blocks = math.ceil(left.numel() / (share * weight.numel()))
-    step = -(-weight.shape[0] // blocks)
+        budget = max(_LEAST_CAST_BYTES, _CAST_SHARE * weight.nbytes)
+        step = _even_step(step, left.shape[1] * weight.itemsize, budget, right.nbytes)
     for rows, factors in zip(weight.split(step), left.split(step), strict=True):
         rows.addmm_(factors.to(weight.dtype), right, alpha=sign * piece.scaling)
 
@@ -126,6 +124,12 @@ def _blocks(piece: Piece) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield rows, rows if buffer is None else buffer[: rows.shape[0]].copy_(rows), left.to(dtype)
 
 
+def _even_step(rows: int, row_bytes: int, budget: float, taken: int) -> int:
+    """Rows of a factor to handle at a time, in blocks of one size, in what is left of a budget of bytes."""
+    free = max(budget - taken, budget / 10)
+    return -(-rows // math.ceil(rows * row_bytes / free))
+
+
 def _block_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
@@ -142,7 +146,7 @@ def _adds_natively(piece: Piece) -> bool:
         weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
         and weight.is_contiguous()
-        and 3 * piece.right.numel() * 2 <= max(_LEAST_BLOCK_BYTES, _FACTOR_SHARE * weight.nbytes)
+        and 3 * piece.right.numel() * 2 <= max(_LEAST_SPLIT_BYTES, _SPLIT_SHARE * weight.nbytes)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
@@ -159,12 +163,24 @@ def _add_in_three_terms(piece: Piece, sign: float) -> None:
         weight.addmm_(left, right, alpha=sign * piece.scaling)
         return
     packed = weight.new_empty(3 * rank, right.shape[1])
-    packed[:rank].copy_(right)
-    for start in range(0, right.shape[1], _SPLIT_COLUMNS):
-        columns = slice(start, start + _SPLIT_COLUMNS)
-        packed[rank : 2 * rank, columns] = right[:, columns].float() - packed[:rank, columns].float()
-    packed[2 * rank :].copy_(packed[:rank])
-    for rows, factors in zip(weight.split(_SPLIT_ROWS), left.split(_SPLIT_ROWS), strict=True):
-        high = factors.to(weight.dtype)
-        low = (factors.float() - high.float()).to(weight.dtype)
-        rows.addmm_(torch.cat([high, high, low], dim=1), packed, alpha=sign * piece.scaling)
+    for columns in _chunks(right.shape[1]):
+        high, low = _split(right[:, columns])
+        packed[:rank, columns], packed[rank : 2 * rank, columns], packed[2 * rank :, columns] = high, low, high
+    budget = max(_LEAST_SPLIT_BYTES, _SPLIT_SHARE * weight.nbytes)
+    step = _even_step(left.shape[0], 3 * rank * weight.itemsize, budget, packed.nbytes)
+    buffer = weight.new_empty(step, 3 * rank)
+    for rows, factors in zip(weight.split(step), left.split(step), strict=True):
+        for chunk in _chunks(rows.shape[0]):
+            high, low = _split(factors[chunk])
+            buffer[chunk, :rank], buffer[chunk, rank : 2 * rank], buffer[chunk, 2 * rank :] = high, high, low
+        rows.addmm_(buffer[: rows.shape[0]], packed, alpha=sign * piece.scaling)
+
+
+def _chunks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK))
+
+
+def _split(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """A factor's bfloat16 rounding, and the rest rounded to bfloat16."""
+    high = factor.bfloat16()
+    return high, (factor.float() - high.float()).bfloat16()

@@ -95,9 +95,10 @@ def _bench(model: str, adapter: str, arguments: argparse.Namespace) -> dict[str,
     spec = MergeSpec.model_validate({"model": model, "adapter": {"rank": RANK, "options": options}})
     bench = MergeBench(spec, lambda _: None)
     gc.freeze()
-    strategies = [name for name in SIDES[adapter] if name not in arguments.without.split(",")]
+    sides_here = SIDES[adapter]
     if adapter == "lora" and catalog.model(model).parameters < _OUT_OF_PLACE_PARAMETERS:
-        strategies.append("out_of_place")
+        sides_here += ("out_of_place",)
+    strategies = [name for name in sides_here if name not in arguments.without.split(",")]
     with BackgroundCpu() as background:
         seconds = _interleaved(bench, strategies, arguments.rounds, not arguments.no_warm_up)
     with bench.put_back("references"):
