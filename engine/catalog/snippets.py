@@ -108,16 +108,15 @@ def _train_lines(spec: TrainSpec, way: Strategy) -> tuple[list[str], list[str]]:
     section = spec.train
     imports, contexts = [], [f"{way.id}()"] if way.snippet_context else []
     if section.loss_chunks > 1:
-        imports.append("from engine.strategies.losses import chunked_loss")
-        contexts.append(f"chunked_loss(model, {section.loss_chunks})")
+        imports.append("from engine.strategies.losses import ChunkedLoss")
+        contexts.append(f"ChunkedLoss(model, {section.loss_chunks})")
     if section.sequence_tiles > 1:
-        imports.append("from engine.strategies.losses import tiled_mlp")
-        contexts.append(f"tiled_mlp(model, {section.sequence_tiles})")
+        imports.append("from engine.strategies.losses import TiledMlp")
+        contexts.append(f"TiledMlp(model, {section.sequence_tiles})")
     imports += ["import bitsandbytes"] if section.optimizer == "adamw_8bit" else []
     lines = ["", "model.train()"]
     if section.gradient_checkpointing:
-        lines += ["model.enable_input_require_grads()"] if spec.adapter is not None else []
-        lines.append('model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})')
+        lines.append('model.activation_checkpointing_enable({"use_reentrant": False})')
     lines += [
         "trained = [parameter for parameter in model.parameters() if parameter.requires_grad]",
         f"optimizer = {_OPTIMIZERS[section.optimizer]}(trained, lr=1e-4)",

@@ -257,7 +257,7 @@ def test_a_run_of_another_length_is_no_measure_of_how_long_this_one_takes(
         ({"kind": "train"}, "loss.backward()\noptimizer.step()"),
         ({"kind": "train", "strategy": "fused"}, "with fused():\n    loss = "),
         ({"kind": "train", "train": {"accumulation": 4}}, "for _ in range(4):"),
-        ({"kind": "train", "train": {"loss_chunks": 8}}, "with chunked_loss(model, 8):"),
+        ({"kind": "train", "train": {"loss_chunks": 8}}, "with ChunkedLoss(model, 8):"),
         ({"kind": "train", "quantization": "nf4"}, "BitsAndBytesConfig(load_in_4bit=True"),
         ({"kind": "train", "task": "sequence_classification"}, "AutoModelForSequenceClassification"),
         ({"kind": "inference"}, "model.generate(input_ids=input_ids, min_new_tokens=64"),
