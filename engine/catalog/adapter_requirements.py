@@ -255,7 +255,8 @@ def _saved_problems(
         )
         return
     yield from _type_problems("adapter.path", entry, model)
-    if not (Path(adapter.path) / "adapter_model.safetensors").is_file():
+    has_weights = (Path(adapter.path) / "adapter_model.safetensors").is_file()
+    if not has_weights:
         yield SpecError("adapter.path", f"the folder {adapter.path} has no adapter_model.safetensors")
     if config.get("tokenizer_kwargs"):
         yield SpecError("adapter.path", f"the adapter in {adapter.path} asks for a tokenizer with settings of its own")
@@ -280,7 +281,7 @@ def _saved_problems(
     except TargetError as error:
         yield SpecError("adapter.path", f"the saved adapter does not fit: {error}")
         return
-    mismatch = first_mismatch(adapter.path, groups) if entry.id == "lora" else None
+    mismatch = first_mismatch(adapter.path, groups) if entry.id == "lora" and has_weights else None
     if mismatch is not None:
         yield SpecError("adapter.path", f"the adapter in {adapter.path} does not belong to this model: {mismatch}")
 

@@ -45,7 +45,7 @@ def write_adapter(folder: Path, weights: bool = True, **config: Any) -> str:
         json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], **config})
     )
     if weights:
-        (folder / "adapter_model.safetensors").write_bytes(b"")
+        (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return str(folder)
 
 
@@ -370,11 +370,15 @@ def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
             "task: must be causal_lm for Trainable tokens: PEFT leaves the new classification head frozen",
         ),
         (
-            {"kind": "inference", "adapter": {"options": {"use_dora": True}}, "inference": {"adapters": 2}},
+            {
+                "kind": "inference",
+                "adapter": {"options": {"use_dora": True}},
+                "inference": {"adapters": 2, "batch_size": 2},
+            },
             "inference.adapters: must be 1 for DoRA: PEFT refuses adapter_names with DoRA",
         ),
         (
-            {"kind": "inference", "adapter": {"type": "loha"}, "inference": {"adapters": 2}},
+            {"kind": "inference", "adapter": {"type": "loha"}, "inference": {"adapters": 2, "batch_size": 2}},
             "inference.adapters: must be 1 for LoHa: PEFT ignores adapter_names",
         ),
         (
@@ -383,7 +387,7 @@ def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
         ),
         (
             {"kind": "train", "adapter": {"adapter_dtype": "bfloat16", "options": {"monteclora_config": {}}}},
-            "adapter.type: LoRA cannot be used for train: PEFT draws MonteCLoRA's samples in float32",
+            "adapter.adapter_dtype: needs float32 here for MonteCLoRA: PEFT draws MonteCLoRA's samples in float32",
         ),
     ],
 )
@@ -403,7 +407,12 @@ def test_a_bias_may_be_merged_where_the_adapted_layers_have_one() -> None:
 
 def test_a_saved_adapter_is_held_to_what_its_form_cannot_do(tmp_path: Path) -> None:
     path = write_adapter(tmp_path, use_dora=True)
-    spec = {"kind": "inference", "model": "smollm2-135m", "adapter": {"path": path}, "inference": {"adapters": 2}}
+    spec = {
+        "kind": "inference",
+        "model": "smollm2-135m",
+        "adapter": {"path": path},
+        "inference": {"adapters": 2, "batch_size": 2},
+    }
     assert only(spec).startswith("inference.adapters: must be 1 for DoRA")
 
 
