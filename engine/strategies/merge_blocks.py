@@ -19,9 +19,9 @@ from engine.strategies.row_norms import unrounded_row_norms
 _BLOCK_SHARE = 0.04
 _LEAST_BLOCK_BYTES = 2**19
 # What factors take beside the weight, cast or split into terms: this share of it, or so many bytes if that is more.
-_CAST_SHARE, _LEAST_CAST_BYTES = 0.0095, 192 * 2**10
-_SPLIT_SHARE, _LEAST_SPLIT_BYTES = 0.035, 2**19
-_CHUNK = 1024
+_CAST_SHARE, _LEAST_CAST_BYTES = 0.0095, 96 * 2**10
+_SPLIT_SHARE, _LEAST_SPLIT_BYTES = 0.035, 2**18
+_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _adds_natively(piece: Piece) -> bool:
         weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
         and weight.is_contiguous()
-        and 3 * piece.right.numel() * 2 <= max(_LEAST_SPLIT_BYTES, _SPLIT_SHARE * weight.nbytes)
+        and 3 * piece.right.numel() * 2 <= max(_LEAST_BLOCK_BYTES, _SPLIT_SHARE * weight.nbytes)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
