@@ -87,7 +87,10 @@ def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: p
         ("[]", "spec: must be a JSON object, not a list"),
         ({}, "model: is missing"),
         ({"model": ""}, "model: "),
-        ({"model": "m", "kind": "trian"}, "kind: must be one of init, merge, train, inference, inspect, merge_files, not 'trian'"),
+        (
+            {"model": "m", "kind": "trian"},
+            "kind: must be one of init, merge, train, inference, inspect, merge_files, not 'trian'",
+        ),
         ({"model": "m", "modle": 1}, "modle: is not a field of this spec"),
         ({"model": "m", "train": {}}, "train: is not a field of this spec"),
         ({"model": "m", "dtype": "int8"}, "dtype: "),
