@@ -98,9 +98,20 @@ def cards(numbers: Sequence[Card]) -> None:
 
 
 def draw(charts: Sequence[Chart], *, columns: int = 1) -> None:
-    """Charts below each other, or as many beside each other as the page has room for, but for the wide ones."""
+    """Charts below each other, or as many beside each other as the page has room for.
+
+    Wide ones, and one that would be alone in its row, take the whole width.
+    """
     for is_wide, group in itertools.groupby(charts, key=lambda chart: chart.is_wide or columns == 1):
         row = list(group)
-        with st.container() if is_wide or len(row) == 1 else st.grid(columns, min_column_width=440):
-            for chart in row:
-                st.plotly_chart(chart.figure, key=chart.key, alt=chart.alt, config={"displaylogo": False})
+        paired = 0 if is_wide else len(row) - len(row) % columns
+        if paired:
+            with st.grid(columns, min_column_width=440):
+                for chart in row[:paired]:
+                    _draw_one(chart)
+        for chart in row[paired:]:
+            _draw_one(chart)
+
+
+def _draw_one(chart: Chart) -> None:
+    st.plotly_chart(chart.figure, key=chart.key, alt=chart.alt, config={"displaylogo": False})
