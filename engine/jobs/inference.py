@@ -20,7 +20,7 @@ from engine.jobs import inference_variants as variants
 from engine.jobs.inference_loop import Side, forced_logits, peak_bytes, proof_tokens, random_tokens, timed_request
 from engine.jobs.inference_proof import Subject, check_same, free_bytes, prove, prove_mixed
 from engine.jobs.inference_variants import Several, Trees
-from engine.jobs.module_trees import adapted_parameters, tensor_bytes, weight_bytes_per_token
+from engine.jobs.module_trees import adapted_parameters, sharing_copy, tensor_bytes, weight_bytes_per_token
 from engine.jobs.outcome import Outcome
 from engine.measure.gpu_utilization import GpuUtilization
 from engine.measure.timing import Timer
@@ -58,7 +58,8 @@ class _Inference:
         self._report = report
         self._requests_done, self._requests, self._spent_s = 0, 1, 0.0
         report(Progress("building model"))
-        base = build_model(spec, report)
+        # Frozen like every other form: a head that is not frozen takes another path in PyTorch (see docs/inference.md).
+        base = sharing_copy(build_model(spec, report))
         report(Progress("attaching adapter"))
         adapted = None if spec.adapter is None else variants.attached(base, spec).model
         self.trees = Trees(base, adapted)

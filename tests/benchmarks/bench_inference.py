@@ -129,13 +129,14 @@ class _sides:
     def __init__(self, model: str, dtype: str, prompt_tokens: int, new_tokens: int) -> None:
         from engine.jobs import inference_variants as variants
         from engine.jobs.inference_loop import random_tokens
+        from engine.jobs.module_trees import sharing_copy
         from engine.models import build_model, copied_weight
         from engine.spec import parse_spec
 
         self._spec: Any = parse_spec(
             {"kind": "inference", "model": model, "dtype": dtype, "adapter": {"rank": RANK}, "strategy": "fused"}
         )
-        base = build_model(self._spec)
+        base = sharing_copy(build_model(self._spec))
         trees = variants.Trees(base, variants.attached(base, self._spec).model)
         self._prompt = random_tokens(base.config.vocab_size, 1, prompt_tokens, 0)
         self._new_tokens = new_tokens
