@@ -75,6 +75,8 @@ class TensorTracker(TorchDispatchMode):
         return self._peak_bytes - self._bytes_at_start
 
     def __enter__(self) -> Self:
+        # What was watched before has no time of its own in this block: it was there when the block began.
+        self._events = [(0.0, storage, change) for _, storage, change in self._events]
         self._start_s = time.perf_counter()
         self._bytes_at_start = self._peak_bytes = self._live_bytes
         super().__enter__()

@@ -70,12 +70,14 @@ def main() -> None:
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB, {facts['os']}")
     print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()), f"Python {facts['python']}")
     print(f"commit {facts['commit']}{' with changes' if facts['dirty'] else ''}; bfloat16, all-linear, r = {RANK}")
-    documents = [
-        _bench(model, adapter, arguments) for model in arguments.models.split(",") for adapter in _adapters(arguments)
-    ]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"merge-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps({"environment": facts, "models": documents}, indent=1))
+    documents: list[dict[str, Any]] = []
+    for model in arguments.models.split(","):
+        for adapter in _adapters(arguments):
+            documents.append(_bench(model, adapter, arguments))
+            # After each, so that a run which is ended early keeps what it has.
+            path.write_text(json.dumps({"environment": facts, "models": documents}, indent=1))
     print(f"\nwritten to {path}")
 
 
