@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine import adapters
+from engine.catalog.requirements import has_compiler
 from engine.jobs import run_job
 from engine.jobs.outcome import Outcome
 from engine.jobs.train_steps import Side, Trainer, sides_of
@@ -255,3 +256,12 @@ def test_an_error_in_a_step_says_in_which_part() -> None:
     with pytest.raises((RuntimeError, IndexError)) as caught:
         trainer.step(Side(None))
     assert any("forward pass" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler, and this machine has none")
+def test_a_compiled_run_tells_compiling_apart_and_compiles_once() -> None:
+    result = outcome(strategy="compiled", dtype="float32", repeats=2)
+    assert failed(result) == []
+    assert one(result, "compile_time_s") > 10 * max(values(result, "step_time_s"))
+    assert one(result, "graph_breaks") == one(result, "recompiles") == 0
+    assert len(values(result, "step_time_s", "stock")) == 2
