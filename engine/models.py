@@ -170,7 +170,7 @@ def _fill(model: PreTrainedModel, device: torch.device, seed: int, report: Calla
     if device.type != "cpu":
         _move_buffers(model, device)
     config = model.config.get_text_config()
-    fill = _BlockFill(float(getattr(config, "initializer_range", None) or 0.02), seed, device)
+    fill = BlockFill(float(getattr(config, "initializer_range", None) or 0.02), seed, device)
     empty = {id(parameter): parameter for parameter in model.parameters()}
     total = sum(parameter.numel() * parameter.element_size() for parameter in empty.values())
     done = 0
@@ -211,7 +211,7 @@ def _materialise(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     return nn.Parameter(memory, requires_grad=parameter.requires_grad)
 
 
-def _give_values(model: PreTrainedModel, module: nn.Module, fresh: list[nn.Parameter], fill: _BlockFill) -> None:
+def _give_values(model: PreTrainedModel, module: nn.Module, fresh: list[nn.Parameter], fill: BlockFill) -> None:
     """Vectors as the model's own initialisation makes them, everything larger from the block."""
     vectors = [parameter for parameter in fresh if parameter.ndim < 2]
     matrices = [parameter for parameter in fresh if parameter.ndim >= 2]
@@ -226,7 +226,7 @@ def _give_values(model: PreTrainedModel, module: nn.Module, fresh: list[nn.Param
         fill(matrix)
 
 
-class _BlockFill:
+class BlockFill:
     """Writes tiles of one seeded block of normal numbers, going on in the block where the last tensor ended."""
 
     def __init__(self, std: float, seed: int, device: torch.device) -> None:
@@ -234,20 +234,20 @@ class _BlockFill:
         self._normal = torch.randn(BLOCK_ELEMENTS, generator=generator).mul_(std)
         self._device = device
         self._blocks: dict[torch.dtype, torch.Tensor] = {}
-        self._position = 0
+        self.position = 0
 
     def __call__(self, tensor: torch.Tensor) -> None:
         block = self._block(tensor.dtype)
         flat = tensor.view(-1)
-        head = min(flat.numel(), BLOCK_ELEMENTS - self._position)
-        flat[:head].copy_(block[self._position : self._position + head])
+        head = min(flat.numel(), BLOCK_ELEMENTS - self.position)
+        flat[:head].copy_(block[self.position : self.position + head])
         rest = flat[head:]
         whole = rest.numel() // BLOCK_ELEMENTS
         if whole:
             rest[: whole * BLOCK_ELEMENTS].view(whole, BLOCK_ELEMENTS).copy_(block.expand(whole, -1))
         tail = rest[whole * BLOCK_ELEMENTS :]
         tail.copy_(block[: tail.numel()])
-        self._position = (self._position + flat.numel()) % BLOCK_ELEMENTS
+        self.position = (self.position + flat.numel()) % BLOCK_ELEMENTS
 
     def _block(self, dtype: torch.dtype) -> torch.Tensor:
         if dtype not in self._blocks:

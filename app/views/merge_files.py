@@ -111,22 +111,8 @@ def waiting(row: RunRow) -> None:
 
 def ended(row: RunRow) -> None:
     """A merge that ended: where its model is, or why there is none."""
-    icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
-    took_s = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
     with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.markdown(
-                f":{colour}[{icon}] {progress.run_name(row)} "
-                f":gray[· {formatting.duration(took_s)} · {formatting.ago(row.finished_at, state.now_s())}]",
-                width="content",
-            )
-            st.page_link(
-                "views/run.py",
-                label=f"Run {row.id}",
-                icon=":material/arrow_forward:",
-                icon_position="right",
-                query_params={"id": str(row.id)},
-            )
+        progress.ended_line(row)
         if row.state == "succeeded":
             st.code(f"AutoModelForCausalLM.from_pretrained({str(row.spec.get('out'))!r})", language="python")
             return

@@ -14,21 +14,12 @@ from engine.spec import InspectSpec, Measured, MergeFilesSpec, Spec, spec_hash
 def new_run(spec: Spec) -> NewRun:
     """The queue's entry for a spec, with the columns that pages filter by."""
     document = spec.model_dump(mode="json")
-    if isinstance(spec, InspectSpec):
+    if isinstance(spec, InspectSpec | MergeFilesSpec):
         return NewRun(
             kind=spec.kind,
             spec=document,
             spec_hash=spec_hash(spec),
-            model=spec.model,
-            device=spec.device,
-            priority=1,
-        )
-    if isinstance(spec, MergeFilesSpec):
-        return NewRun(
-            kind=spec.kind,
-            spec=document,
-            spec_hash=spec_hash(spec),
-            model=spec.base,
+            model=spec.model if isinstance(spec, InspectSpec) else spec.base,
             device=spec.device,
             priority=1,
         )

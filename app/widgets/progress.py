@@ -112,3 +112,22 @@ def cancel(run_ids: list[int]) -> None:
     """Cancel these runs: queued ones at once, running ones as soon as the supervisor sees it."""
     with state.database().writing() as session:
         queue.request_cancel(session, run_ids)
+
+
+def ended_line(row: RunRow) -> None:
+    """One line on a run that ended: its state, name, how long it took and when, and the way to its page."""
+    icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
+    took_s = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(
+            f":{colour}[{icon}] {run_name(row)} "
+            f":gray[· {formatting.duration(took_s)} · {formatting.ago(row.finished_at, state.now_s())}]",
+            width="content",
+        )
+        st.page_link(
+            "views/run.py",
+            label=f"Run {row.id}",
+            icon=":material/arrow_forward:",
+            icon_position="right",
+            query_params={"id": str(row.id)},
+        )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.models import BLOCK_ELEMENTS, _BlockFill
+from engine.models import BLOCK_ELEMENTS, BlockFill
 from engine.spec import MergeSpec
 
 # Of the memory that is free, a copy may take this share: the rest is for what is measured.
@@ -35,7 +35,7 @@ class SeededWeights:
                 position = (position + parameter.numel()) % BLOCK_ELEMENTS
         self._sums = {id(parameter): _checksum(parameter.data) for parameter in model.parameters()}
         std = getattr(model.config.get_text_config(), "initializer_range", None)
-        self._fill = _BlockFill(float(std or 0.02), spec.seed, torch.device(spec.device))
+        self._fill = BlockFill(float(std or 0.02), spec.seed, torch.device(spec.device))
 
     def holds(self, parameter: nn.Parameter) -> bool:
         """Whether a parameter still has the values of the block: some initialisations change base weights."""
@@ -43,7 +43,7 @@ class SeededWeights:
 
     def write(self, parameter: nn.Parameter) -> None:
         """Write the block's values into the parameter's memory."""
-        self._fill._position = self._places[id(parameter)]
+        self._fill.position = self._places[id(parameter)]
         self._fill(parameter.data)
 
 
