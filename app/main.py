@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import state
+from app.widgets import presenting
 from db.session import DatabaseError
 
 st.set_page_config(page_title="PEFT Lab", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
@@ -48,6 +49,12 @@ page = st.navigation(
             help="Every stored run: filter, select, compare, download.",
         ),
         st.Page(
+            "views/compare.py",
+            title="Compare",
+            icon=":material/compare_arrows:",
+            help="Which of several runs is faster or smaller, and how sure that is.",
+        ),
+        st.Page(
             "views/merge_files.py",
             title="Merge files",
             icon=":material/merge:",
@@ -55,7 +62,7 @@ page = st.navigation(
         ),
         st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
     ],
-    position="top",
+    position="hidden" if presenting.is_on() else "top",
 )
 state.ensure_supervisor()
 page.run()
