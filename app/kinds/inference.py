@@ -21,8 +21,8 @@ HEADLINE = ("decode_tokens_per_s", "")
 COMPARED = "decode_tokens_per_s"
 NAMES = (*COLUMNS.values(), "overhead_ratio", "request_time_s")
 BASE = "base"
-# The order in which variants are read; a strategy's own comes after stock PEFT.
-_PLACES = {"base": 0, "adapter_disabled": 1, "adapter": 2, "mixed_batch": 4, "merged": 5}
+#: The order in which variants are read; a strategy's own comes after stock PEFT.
+PLACES = {"base": 0, "adapter_disabled": 1, "adapter": 2, "mixed_batch": 4, "merged": 5}
 
 
 def main_variant(row: RunRow) -> str | None:
@@ -111,7 +111,7 @@ def _by_variant(rows: pd.DataFrame, adapter: str | None) -> pd.DataFrame:
     shown = rows.assign(
         label=[variant_label(variant, adapter) for variant in rows["variant"]],
         adapter=[adapter if variant not in (BASE, "adapter_disabled") else "" for variant in rows["variant"]],
-        place=[_PLACES.get(variant, 3) for variant in rows["variant"]],
+        place=[PLACES.get(variant, 3) for variant in rows["variant"]],
     )
     return shown.sort_values("place", kind="stable")
 
