@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection, Sequence
+
 from engine.cases import inference, init, merge, train_memory, train_speed
-from engine.cases.records import Advice, Case, Observation, Published, Ratio, Size, Source, Sweep, Verdict
+from engine.cases.evidence import DISTURBED_SHARE
+from engine.cases.observing import observe
+from engine.cases.records import (
+    WORDS,
+    Advice,
+    Case,
+    Observation,
+    Published,
+    Ratio,
+    Size,
+    Source,
+    Sweep,
+    Verdict,
+    Word,
+)
+from engine.cases.verdicts import not_testable
 
 __all__ = [
+    "DISTURBED_SHARE",
+    "WORDS",
     "Advice",
     "Case",
     "Observation",
@@ -15,13 +35,17 @@ __all__ = [
     "Source",
     "Sweep",
     "Verdict",
+    "Word",
     "case",
     "cases",
+    "observe",
+    "verdict",
 ]
 
 _MODULES = (init, merge, train_memory, inference, train_speed)
 
 
+@functools.cache
 def cases() -> tuple[Case, ...]:
     """The five claims, by number."""
     return tuple(module.CASE for module in _MODULES)
@@ -34,3 +58,21 @@ def case(case_id: str) -> Case:
         KeyError: if there is none.
     """
     return {known.id: known for known in cases()}[case_id]
+
+
+def verdict(
+    judged: Case, observations: Sequence[Observation], device_kinds: Collection[str], size: Size = "here"
+) -> Verdict:
+    """What a case's rule says of the runs of one of its sweeps.
+
+    Args:
+        judged: the case.
+        observations: runs that ended; those that are not of this sweep are passed over.
+        device_kinds: kinds of the devices on this machine (``cpu``, ``cuda``).
+        size: which sweep.
+    """
+    sweep = judged.sweep(size)
+    missing = not_testable(sweep, device_kinds)
+    if missing is not None:
+        return missing
+    return next(module for module in _MODULES if module.CASE.id == judged.id).judge(sweep, observations)

@@ -1,19 +1,33 @@
-"""Case 2: merging with ``+=`` takes a third off the memory peak. The claim as data, and its rule."""
+"""Case 2: merging with ``+=`` takes a third off the memory peak. The claim as data, and its rule.
+
+Judges ratios of counted tensor bytes, which are the same in every run. Imports no torch.
+"""
 
 from __future__ import annotations
 
-from engine.cases.records import Advice, Case, Published, Size, Source, Sweep
+from collections.abc import Sequence
+
+from engine.cases.evidence import Evidence, between, gather, value
+from engine.cases.records import Advice, Case, Observation, Published, Ratio, Size, Source, Sweep, Verdict
 from engine.cases.sweeps import spec
+from engine.cases.verdicts import Judging
+from engine.spec import Measured
 
 GIB = 2**30
+PUBLISHED_RATIO = 2 / 3
+LOWER = 0.75
+STRATEGIES = ("out_of_place", "stock", "addmm", "row_blocks")
+# That these fail is what merging out of place does to a model of half precision.
+EXPECTED = {"out_of_place": ("weight_dtype_kept", "merged_model_runs", "saved_and_reloaded")}
+_METRIC = "merge_peak_extra_bytes"
 
 
 def _sweep(size: Size, model: str, minutes: float | None, needs_bytes: int) -> Sweep:
-    """Each way to merge LoRA in both dtypes."""
+    """Each way to merge LoRA, in float32 and in bfloat16."""
     specs = tuple(
-        spec("merge", model, dtype=dtype, strategy=strategy, repeats=1, warmup=0)
+        spec("merge", model, dtype=dtype, strategy=strategy, repeats=1, warmup=0, adapter={"target_modules": "qv"})
         for dtype in ("float32", "bfloat16")
-        for strategy in ("out_of_place", "stock", "addmm", "row_blocks")
+        for strategy in STRATEGIES
     )
     return Sweep(size, model, specs, 1, minutes, "cpu", needs_bytes)
 
@@ -23,19 +37,19 @@ CASE = Case(
     number=2,
     title="merge_and_unload has a memory peak, and += lowers it",
     question="Will merge_and_unload fit in memory, and how low can its peak go?",
-    claim="`w.data = w.data + delta` holds the weight, the delta and their sum at once; `+=` takes a third off that peak "
-    "and leaves the results unchanged. It matters most for 70B models on a CPU near the memory limit.",
+    claim="`w.data = w.data + delta` holds the weight, the delta and their sum at once; `+=` takes a third off that "
+    "peak and leaves the results unchanged. It matters most for 70B models on a CPU near the memory limit.",
     sources=(
         Source("huggingface/peft#1939", "https://github.com/huggingface/peft/issues/1939"),
         Source("PR #1944: merge in place", "https://github.com/huggingface/peft/pull/1944"),
     ),
-    published=(
-        Published("peak of += / peak of w + delta", 2 / 3, "ratio", "weight and delta instead of weight, delta and sum"),
-    ),
-    truth="In float32 += does not lower the peak: (B @ A) * scaling already makes two matrices of the weight's size. With "
-    "a bfloat16 model and PEFT's float32 adapters, w + delta silently turns the weights into float32 and keeps them so; "
-    "that is what += avoids. DoRA is still merged out of place.",
-    rule="",
+    published=(Published("peak of += / peak of w + delta", PUBLISHED_RATIO, "ratio", "two matrices instead of three"),),
+    truth="In float32 += does not lower the peak: (B @ A) * scaling has already made two matrices of the weight's "
+    "size. With a bfloat16 model and PEFT's float32 adapters, w + delta silently turns the weights into float32 and "
+    "keeps them so: that is what += avoids. DoRA is still merged out of place.",
+    rule="By the tensor bytes that merging needs at its peak beside the model, counted exactly, so that one run of "
+    "each decides: += at 0.75 of w + delta or less in float32 holds here, only in bfloat16 holds in direction, in "
+    "neither does not hold here.",
     advice=(
         Advice(
             "Merge with addmm: the product is added where the weight lies, and nothing of its size is allocated.",
@@ -45,12 +59,55 @@ CASE = Case(
             "Merge with row_blocks for stock's exactness, and for DoRA.",
             spec("merge", "tinyllama-1.1b", strategy="row_blocks"),
         ),
-        Advice("For a model that does not fit in memory at all, merge its files tensor by tensor on the Merge files page."),
+        Advice("A model that does not fit in memory at all is merged tensor by tensor on the Merge files page."),
     ),
-    key_label="peak of += / peak of w + delta, float32",
+    key_label="Peak of += / peak of w + delta, float32",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", 5, 10 * GIB),
+        _sweep("here", "tinyllama-1.1b", 4, 10 * GIB),
         _sweep("published", "llama-3.3-70b", None, 300 * GIB),
-        _sweep("test", "tiny-test", 1, GIB),
+        _sweep("test", "tiny-test", 0.5, GIB),
     ),
 )
+
+
+def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
+    """The verdict by :attr:`CASE.rule`."""
+    evidence = gather(sweep, observations, timed=False, expected=EXPECTED)
+    half = len(sweep.specs) // 2
+    exact, rounded = (dict(zip(STRATEGIES, part, strict=True)) for part in (sweep.specs[:half], sweep.specs[half:]))
+    ratios = [*_ratios("float32", exact, evidence), *_ratios("bfloat16", rounded, evidence)]
+    key, other = ratios[0], ratios[len(STRATEGIES) - 1]
+    judging = Judging(evidence, [side[name] for side in (exact, rounded) for name in ("out_of_place", "stock")], 1)
+    if not judging.complete or key.high is None or other.high is None:
+        return judging.not_enough(ratios, key.measured)
+    said = ".3g"
+    if key.high <= LOWER:
+        return judging.verdict("holds here", said, ratios, key.measured)
+    if other.high <= LOWER:
+        return judging.verdict("holds in direction", said, ratios, key.measured)
+    return judging.verdict("does not hold here", said, ratios, key.measured)
+
+
+def _ratios(dtype: str, specs: dict[str, Measured], evidence: Evidence) -> list[Ratio]:
+    """The peak of each way to merge over that of w + delta, ``+=`` first."""
+    whole = evidence.of(specs["out_of_place"])
+    names = {"stock": "+= (stock PEFT)", "addmm": "addmm", "row_blocks": "row_blocks"}
+    return [
+        between(
+            f"{label} / w + delta, {dtype}",
+            evidence.of(specs[name]),
+            whole,
+            _METRIC,
+            published=PUBLISHED_RATIO if name == "stock" else None,
+        )
+        for name, label in names.items()
+    ]
+
+
+def _kept(specs: dict[str, Measured], evidence: Evidence) -> str:
+    """What stays of w + delta's peak once merging is over, in words."""
+    run = evidence.of(specs["out_of_place"])[0]
+    kept, peak = value(run, "merge_retained_extra_bytes") or 0.0, value(run, _METRIC) or 1.0
+    if kept <= 0:
+        return "w + delta keeps none of it."
+    return f"w + delta keeps {kept / peak:.0%} of its peak for good, because its weights become float32."

@@ -1,6 +1,7 @@
-"""What a published claim is made of: its sources and numbers, the sweeps that test it, what was observed, the verdict.
+"""What a published claim is made of: sources and numbers, the sweeps that test it, what was observed, the verdict.
 
-Plain records. Does not decide anything (each case's own module does), run anything or read a database. Imports no torch.
+Plain records. Does not decide anything (each case's own module does), run anything or read a database. Imports no
+torch.
 """
 
 from __future__ import annotations

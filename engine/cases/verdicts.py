@@ -1,0 +1,53 @@
+"""What every case's verdict has in common: the counts, the words for missing runs, and those for missing hardware.
+
+Decides nothing about a claim: the rules are in the cases' own modules. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from engine.cases.evidence import Evidence
+from engine.cases.records import Ratio, Sweep, Verdict, Word
+from engine.spec import Measured
+
+
+class Judging:
+    """The runs that a rule needs, ``each`` times, and verdicts with their counts filled in."""
+
+    def __init__(
+        self, evidence: Evidence, needed: Sequence[Measured], each: int, *, out_of_memory_counts: bool = False
+    ) -> None:
+        ran_out = sum(evidence.ran_out(spec) for spec in needed)
+        self.need = each * len(needed)
+        self.have = evidence.count(needed, each) + (ran_out if out_of_memory_counts else 0)
+        self._evidence = evidence
+        self._without_a_figure = 0 if out_of_memory_counts else ran_out
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run that the rule needs is there."""
+        return self.have >= self.need
+
+    def verdict(self, word: Word, sentence: str, ratios: Sequence[Ratio], key_value: float | None) -> Verdict:
+        """A verdict; what does not count is said after its sentence."""
+        said = " ".join(part for part in (sentence, self._evidence.set_aside) if part)
+        return Verdict(word, said, key_value, "ratio", tuple(ratios), self.have, self.need)
+
+    def not_enough(self, ratios: Sequence[Ratio], key_value: float | None, why: str = "") -> Verdict:
+        """That the rule cannot decide yet, and what it takes."""
+        if not why:
+            missing = self.need - self.have
+            why = f"The rule needs {self.need} {'run' if self.need == 1 else 'runs'}, and {missing} of them "
+            why += "is missing." if missing == 1 else "are missing."
+            if self._without_a_figure:
+                why += f" {self._without_a_figure} ran out of memory here."
+        return self.verdict("not enough data yet", why, ratios, key_value)
+
+
+def not_testable(sweep: Sweep, device_kinds: Collection[str]) -> Verdict | None:
+    """That a sweep needs a GPU and this machine has none; None where it has what it needs."""
+    if sweep.device_kind in device_kinds or sweep.device_kind == "cpu":
+        return None
+    sentence = f"The published sweep of {sweep.model} runs on a GPU, and this machine has none."
+    return Verdict("not testable on this machine: no GPU", sentence, None, "ratio", (), 0, len(sweep.specs))
