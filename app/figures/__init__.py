@@ -1,18 +1,27 @@
 """Charts as pure functions: a DataFrame in, a Plotly figure out. Reads no database, knows no page, needs no browser."""
 
+from app.figures.facets import facets
+from app.figures.lines import lines
 from app.figures.memory import CATEGORY_COLOURS, STEP_COLOURS, drift, process_memory, stacked, tensor_memory
 from app.figures.parts import linear_ticks, log_ticks, needs_log_axis, time_axis_ticks
+from app.figures.ratios import ratios
+from app.figures.scatter import pareto_front, scatter
 from app.figures.spread import repeats, spread
 
 __all__ = [
     "CATEGORY_COLOURS",
     "STEP_COLOURS",
     "drift",
+    "facets",
     "linear_ticks",
+    "lines",
     "log_ticks",
     "needs_log_axis",
+    "pareto_front",
     "process_memory",
+    "ratios",
     "repeats",
+    "scatter",
     "spread",
     "stacked",
     "tensor_memory",

@@ -1,12 +1,18 @@
-"""What every chart shares: title, size, legend, and axes whose ticks carry units. Draws no data.
+"""What every chart shares: title, size, legend, safe labels, and axes whose ticks carry units. Draws no data.
 
 Figures hold stored units (seconds, bytes); ticks and labels show them as ``app.formatting`` says. Text and background
-colours are left to the theme of the page, so every figure works in light and dark.
+colours are left to the theme of the page, so every figure works in light and dark. Plotly reads text as markup: what
+came from outside goes through :func:`escape` first.
 """
 
 from __future__ import annotations
 
+import html
+import itertools
 import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,6 +21,8 @@ from app import formatting
 
 ROW_HEIGHT_PX = 46
 PANEL_HEIGHT_PX = 320
+#: Name of annotations that stand in for a legend.
+DIRECT_LABEL = "direct label"
 
 
 def finish(figure: go.Figure, title: str, *, height_px: int) -> None:
@@ -121,3 +129,143 @@ def needs_log_axis(values: pd.Series) -> bool:
     """Whether positive values spread over more than one decade, so that a linear axis would hide the small ones."""
     positive = values[values > 0]
     return len(positive) > 0 and len(positive) == len(values) and float(positive.max() / positive.min()) > 10
+
+
+def escape(text: object) -> str:
+    """Text from outside as Plotly shows it letter by letter: no tag, entity or line break of it acts.
+
+    It belongs in names, texts and ``customdata``, not in a ``hovertemplate``, where ``%{`` acts, too.
+    """
+    return html.escape(" ".join(str(text).split()), quote=False)
+
+
+def wrapped(text: str, width: int = 30, lines: int = 2) -> str:
+    """A label on at most ``lines`` lines of ``width`` characters, cut with an ellipsis; escaped before or after alike.
+
+    Args:
+        text: a label that was escaped already.
+        width: characters on a line.
+        lines: how many lines at most.
+    """
+    rows = textwrap.wrap(html.unescape(text), width, max_lines=lines, placeholder=" …") or [""]
+    return "<br>".join(html.escape(row, quote=False) for row in rows)
+
+
+def value_axis(low: float, high: float, unit: str, *, is_log: bool, room: float = 1.08) -> dict[str, Any]:
+    """Range and ticks of an axis of measured values, for ``update_xaxes`` or ``update_yaxes``.
+
+    Args:
+        low: smallest value; a linear axis starts at 0 unless this is below.
+        high: largest value.
+        unit: as metrics store it.
+        is_log: decades instead of equal steps; both ends must be positive.
+        room: how far the axis reaches beyond the largest value.
+    """
+    if is_log:
+        edges = [math.log10(low / 1.35), math.log10(high * 1.35 * room)]
+        ticks, texts = log_ticks(10 ** edges[0], 10 ** edges[1], unit)
+        return {"type": "log", "range": edges, "tickvals": ticks, "ticktext": texts}
+    ticks, texts = linear_ticks(max(high, 0.0) * room, unit)
+    bottom = 0.0
+    if low < 0:
+        bottom = low * room
+        below, below_texts = linear_ticks(-bottom, unit)
+        ticks = [-value for value in below[:0:-1]] + ticks
+        texts = [f"−{text}" for text in below_texts[:0:-1]] + texts
+    top = max(high, 0.0) * room
+    return {"type": "linear", "range": [bottom, top if top > bottom else 1.0], "tickvals": ticks, "ticktext": texts}
+
+
+def field_axis(values: Iterable[float], unit: str = "", *, is_log: bool | None = None) -> dict[str, Any]:
+    """Range and ticks of an axis of a numeric field (rank, context length, batch size), its real values as ticks.
+
+    Args:
+        values: what the field is in the runs shown.
+        unit: of the field, empty for plain counts.
+        is_log: None lets the axis be logarithmic where the field spans a decade or grows by factors.
+    """
+    found = sorted({float(value) for value in values if math.isfinite(value)}) or [0.0]
+    low, high = found[0], found[-1]
+    if is_log is None:
+        is_log = _grows_by_factors(found)
+    is_log = is_log and low > 0 and len(found) > 1
+    if is_log:
+        edges = [math.log10(low), math.log10(high)]
+        pad = (edges[1] - edges[0]) * 0.07
+        edges = [edges[0] - pad, edges[1] + pad]
+        ticks, texts = (found, _texts(found, unit)) if len(found) <= 9 else log_ticks(low, high * 1.01, unit)
+        return {"type": "log", "range": edges, "tickvals": ticks, "ticktext": texts}
+    pad = (high - low) * 0.07 or abs(high) * 0.5 or 1.0
+    if len(found) <= 9:
+        ticks, texts = found, _texts(found, unit)
+    else:
+        ticks, texts = linear_ticks(high, unit)
+    return {"type": "linear", "range": [low - pad, high + pad], "tickvals": ticks, "ticktext": texts}
+
+
+def _texts(values: Sequence[float], unit: str) -> list[str]:
+    return [formatting.measured(value, unit) if unit else f"{value:.6g}" for value in values]
+
+
+def _grows_by_factors(values: Sequence[float]) -> bool:
+    """Whether sorted values span a decade, or are three or more that at least grow by half each time."""
+    if values[0] <= 0:
+        return False
+    steps = [after / before for before, after in itertools.pairwise(values)]
+    return values[-1] / values[0] >= 10 or (len(values) > 2 and min(steps) >= 1.5)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places between 0 and 1, moved as little as needed so that neighbours are ``gap`` apart; order is kept."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = [0.0] * len(places)
+    below = -math.inf
+    for index in order:
+        below = moved[index] = max(places[index], below + gap)
+    above = math.inf
+    for index in reversed(order):
+        above = moved[index] = min(moved[index], above - gap, 1.0 if above == math.inf else above)
+    return moved
+
+
+def end_labels(figure: go.Figure, ends: dict[str, tuple[float, str]], *, is_log: bool) -> None:
+    """Names right of the plot, each at the height of its line's end as far as names do not overlap.
+
+    Args:
+        figure: with its height, margins and the y axis' range set.
+        ends: escaped name -> (value at the end, colour of the line).
+        is_log: whether the y axis is logarithmic.
+    """
+    bottom, top = figure.layout.yaxis.range
+    margin = figure.layout.margin
+    inner_px = figure.layout.height - margin.t - margin.b
+    places = [((math.log10(value) if is_log else value) - bottom) / (top - bottom) for value, _ in ends.values()]
+    for (name, (_, colour)), place in zip(ends.items(), apart(places, 18 / inner_px), strict=True):
+        figure.add_annotation(
+            text=f'<span style="color:{colour}">━</span> {name}',
+            name=DIRECT_LABEL,
+            x=1,
+            xref="paper",
+            y=place,
+            yref="paper",
+            xanchor="left",
+            yanchor="middle",
+            showarrow=False,
+            align="left",
+            font={"size": 13},
+        )
+    longest = max((len(html.unescape(name)) for name in ends), default=0)
+    figure.update_layout(margin={"r": 36 + round(7.4 * longest)})
+
+
+def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
+    """Rows with names on the y axis, the first on top, long names on two lines."""
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=list(labels)[::-1],
+        tickvals=list(labels),
+        ticktext=[wrapped(label) for label in labels],
+        tickfont={"size": 13},
+        showgrid=False,
+        title=None,
+    )

@@ -1,0 +1,150 @@
+"""A metric against a numeric field, one line per group: medians with interquartile ranges. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import formatting
+from app.figures import parts, styles
+
+#: Up to this many lines are labelled at their ends; more have a legend.
+DIRECT_LABELS = 6
+_LABEL_CHARACTERS = 30
+OUT_OF_MEMORY = "out_of_memory"
+
+
+def lines(
+    frame: pd.DataFrame,
+    colours: Mapping[str, str],
+    *,
+    title: str,
+    unit: str,
+    x_title: str,
+    better: formatting.Better | None = "lower",
+    x_unit: str = "",
+    is_log_x: bool | None = None,
+    baseline: str | None = None,
+    floor: tuple[str, float] | None = None,
+) -> go.Figure:
+    """A metric against a numeric field, one line per group.
+
+    A run that ran out of memory is a hollow marker at what it reached (at the top where that is not known); no line is
+    drawn through it.
+
+    Args:
+        frame: one line per repeat with ``group`` (in order of first appearance), ``adapter`` (colour key), ``x`` (the
+            field, numeric), ``value`` in ``unit``, ``run_id``, and optionally ``state``. Lines without ``x`` are left
+            out.
+        colours: adapter -> colour; adapters that are missing are grey.
+        title: metric; scale and direction are added.
+        unit: of ``value``, as metrics store it.
+        x_title: what ``x`` is.
+        better: which way the metric is better.
+        x_unit: of ``x``, empty for plain numbers.
+        is_log_x: None lets the axis be logarithmic where the field spans a decade or grows by factors.
+        baseline: group whose line is dashed.
+        floor: name and value of a dashed reference through all of it, such as the base model's 1x.
+    """
+    rows = frame[frame["x"].notna()].assign(group=frame["group"].map(parts.escape))
+    baseline = parts.escape(baseline) if baseline is not None else None
+    failed = rows["state"].eq(OUT_OF_MEMORY) if "state" in rows else pd.Series(False, index=rows.index)
+    measured, ended = rows[~failed & rows["value"].notna()], rows[failed]
+    medians = measured.groupby(["group", "x"], sort=False)["value"].median()
+    known = pd.concat([measured["value"], ended["value"].dropna()])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    if floor is not None:
+        low, high = min(low, floor[1]), max(high, floor[1])
+    is_log = bool((known > 0).all()) and parts.needs_log_axis(medians)
+    y_axis = parts.value_axis(low, high, unit, is_log=is_log, room=1.12)
+    top = 10 ** (y_axis["range"][1] - 0.02) if is_log else y_axis["range"][1] * 0.97
+
+    figure = go.Figure()
+    looks = styles.of_groups(rows, colours, baseline)
+    for group, style in looks.items():
+        _line(figure, group, measured[measured["group"] == group], style, unit, x_title)
+        _ended(figure, group, ended[ended["group"] == group], style, unit, top)
+    head = f"{title}, log scale" if is_log else title
+    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=parts.PANEL_HEIGHT_PX + 40)
+    figure.update_xaxes(
+        title=parts.escape(x_title), showgrid=False, **parts.field_axis(rows["x"], x_unit, is_log=is_log_x)
+    )
+    figure.update_yaxes(**y_axis)
+    if floor is not None:
+        figure.add_hline(y=floor[1], line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    if 1 < len(looks) <= DIRECT_LABELS and max(len(group) for group in looks) <= _LABEL_CHARACTERS:
+        _end_labels(figure, medians, looks, is_log)
+    elif len(looks) > 1:
+        parts.legend(figure, hover=False)
+    return figure
+
+
+def _line(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, x_title: str) -> None:
+    if rows.empty:
+        return
+    table = rows.groupby("x").agg(
+        median=("value", "median"),
+        lower=("value", lambda values: values.quantile(0.25)),
+        upper=("value", lambda values: values.quantile(0.75)),
+        repeats=("value", "size"),
+        runs=("run_id", "nunique"),
+    )
+    figure.add_scatter(
+        x=table.index,
+        y=table["median"],
+        error_y={
+            "type": "data",
+            "array": table["upper"] - table["median"],
+            "arrayminus": table["median"] - table["lower"],
+            "thickness": 1.5,
+            "width": 3,
+            "color": style.colour,
+        },
+        name=group,
+        legendgroup=group,
+        mode="lines+markers",
+        line={"width": 2, "color": style.colour, "dash": style.dash},
+        marker={"size": 8, "symbol": style.symbol, "color": style.colour},
+        customdata=[
+            [group, f"{at:.6g}", formatting.measured(line.median, unit), formatting.evidence(line.repeats, line.runs)]
+            for at, line in zip(table.index, table.itertuples(), strict=True)
+        ],
+        hovertemplate=f"%{{customdata[0]}}<br>{parts.escape(x_title)} %{{customdata[1]}}: %{{customdata[2]}}"
+        "<br>%{customdata[3]}<extra></extra>",
+    )
+
+
+def _ended(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, top: float) -> None:
+    """Hollow markers where runs of the group ran out of memory."""
+    if rows.empty:
+        return
+    reached = rows.groupby("x")["value"].max()
+    figure.add_scatter(
+        x=reached.index,
+        y=reached.fillna(top),
+        name=group,
+        legendgroup=group,
+        showlegend=False,
+        mode="markers",
+        marker={"size": 11, "symbol": "x-open", "color": style.colour, "line": {"width": 2}},
+        customdata=[
+            [group, f"out of memory at {formatting.measured(value, unit)}" if pd.notna(value) else "out of memory"]
+            for value in reached
+        ],
+        hovertemplate="%{customdata[0]}<br>%{x}: %{customdata[1]}<extra></extra>",
+    )
+
+
+def _end_labels(figure: go.Figure, medians: pd.Series, looks: Mapping[str, styles.Style], is_log: bool) -> None:
+    """The name of each line at the right edge, at the height of the line's end as far as names do not overlap."""
+    parts.end_labels(
+        figure,
+        {
+            group: (float(medians[group].sort_index().iloc[-1]), style.colour)
+            for group, style in looks.items()
+            if group in medians.index.get_level_values("group")
+        },
+        is_log=is_log,
+    )

@@ -1,0 +1,173 @@
+"""Two metrics against each other, one point per group, and which groups no other beats in both. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import formatting
+from app.figures import parts, styles
+
+_DIRECT_LABELS = 6
+
+
+def pareto_front(points: pd.DataFrame, better_x: formatting.Better, better_y: formatting.Better) -> list[object]:
+    """The index of each point that no other beats: at least as good in both and better in one; ordered along x.
+
+    Args:
+        points: ``x`` and ``y``, without missing values.
+        better_x: which way ``x`` is better.
+        better_y: which way ``y`` is better.
+    """
+    signs = {"lower": 1.0, "higher": -1.0}
+    costs = pd.DataFrame({"x": points["x"] * signs[better_x], "y": points["y"] * signs[better_y]})
+    front: list[object] = []
+    best = float("inf")
+    for _, same_x in costs.sort_values(["x", "y"], kind="stable").groupby("x"):
+        low = float(same_x["y"].min())
+        if low < best:
+            front += list(same_x.index[same_x["y"] == low])
+            best = low
+    return front if better_x == "lower" else front[::-1]
+
+
+def scatter(
+    frame: pd.DataFrame, colours: Mapping[str, str], *, x: str, y: str, baseline: str | None = None
+) -> go.Figure:
+    """Two metrics against each other, a point per group at its medians, with the Pareto front as a dotted line.
+
+    Args:
+        frame: one line per metric and repeat with ``group``, ``adapter`` (colour key), ``name``, ``unit``, ``value``
+            and ``run_id``. Groups that lack either metric are left out.
+        colours: adapter -> colour; adapters that are missing are grey.
+        x: name of the metric along.
+        y: name of the metric up.
+        baseline: group whose point is ringed.
+    """
+    rows = frame[frame["name"].isin([x, y]) & frame["value"].notna()].assign(group=frame["group"].map(parts.escape))
+    points = _points(rows, x, y)
+    units = {name: str(rows.loc[rows["name"] == name, "unit"].iloc[0]) if len(points) else "" for name in (x, y)}
+    looks = styles.of_groups(rows[rows["group"].isin(points.index)], colours)
+    figure = go.Figure()
+    better_x, better_y = formatting.better(x), formatting.better(y)
+    front = pareto_front(points, better_x, better_y) if better_x and better_y else []
+    if len(front) > 1:
+        figure.add_scatter(
+            x=points.loc[front, "x"],
+            y=points.loc[front, "y"],
+            mode="lines",
+            line={"dash": "dot", "width": 2, "color": formatting.GREY},
+            name="no other is better in both",
+            hoverinfo="skip",
+        )
+    for group, style in looks.items():
+        _point(figure, group, points.loc[group], style, (x, y), units, is_ringed=group == _escaped(baseline))
+    parts.finish(
+        figure,
+        f"{formatting.metric_title(y)} against {_lower_first(formatting.metric_title(x))}",
+        height_px=parts.PANEL_HEIGHT_PX + 80,
+    )
+    for name, column, update in ((x, "x", figure.update_xaxes), (y, "y", figure.update_yaxes)):
+        low, high = _ends(points, column)
+        is_log = low > 0 and parts.needs_log_axis(points[column])
+        axis = parts.value_axis(low, high, units[name], is_log=is_log, room=1.15)
+        scale = ", log scale" if is_log else ""
+        update(title=f"{formatting.metric_title(name)}{scale}{parts.direction(formatting.better(name))}", **axis)
+    if len(looks) <= _DIRECT_LABELS:
+        _labels(figure, points)
+    else:
+        parts.legend(figure, hover=False)
+    return figure
+
+
+def _escaped(text: str | None) -> str | None:
+    return None if text is None else parts.escape(text)
+
+
+def _lower_first(text: str) -> str:
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _points(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """One line per group: medians ``x y``, quartiles, and what they stand on."""
+    lines = {}
+    for group, found in rows.groupby("group", sort=False):
+        of_x, of_y = found[found["name"] == x]["value"], found[found["name"] == y]["value"]
+        if len(of_x) and len(of_y):
+            lines[group] = {
+                "x": of_x.median(),
+                "x_low": of_x.quantile(0.25),
+                "x_high": of_x.quantile(0.75),
+                "y": of_y.median(),
+                "y_low": of_y.quantile(0.25),
+                "y_high": of_y.quantile(0.75),
+                "runs": found["run_id"].nunique(),
+            }
+    columns = ["x", "x_low", "x_high", "y", "y_low", "y_high", "runs"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+
+
+def _ends(points: pd.DataFrame, column: str) -> tuple[float, float]:
+    if points.empty:
+        return 0.0, 0.0
+    return float(points[f"{column}_low"].min()), float(points[f"{column}_high"].max())
+
+
+def _point(
+    figure: go.Figure,
+    group: str,
+    point: pd.Series,
+    style: styles.Style,
+    names: tuple[str, str],
+    units: Mapping[str, str],
+    *,
+    is_ringed: bool,
+) -> None:
+    bars = {
+        f"error_{column}": {
+            "type": "data",
+            "array": [point[f"{column}_high"] - point[column]],
+            "arrayminus": [point[column] - point[f"{column}_low"]],
+            "thickness": 1.5,
+            "width": 0,
+            "color": style.colour,
+        }
+        for column in ("x", "y")
+    }
+    texts = [
+        f"{formatting.metric_title(name)} {formatting.metric_text(name, float(point[column]), units[name])}"
+        for name, column in zip(names, ("x", "y"), strict=True)
+    ]
+    ring = {"width": 3, "color": formatting.GREY} if is_ringed else {"width": 0}
+    figure.add_scatter(
+        x=[point["x"]],
+        y=[point["y"]],
+        **bars,
+        name=group,
+        mode="markers",
+        marker={"size": 14 if is_ringed else 12, "symbol": style.symbol, "color": style.colour, "line": ring},
+        customdata=[["<br>".join([group, *texts, formatting.plural(int(point["runs"]), "run")])]],
+        hovertemplate="%{customdata[0]}<extra></extra>",
+    )
+
+
+def _labels(figure: go.Figure, points: pd.DataFrame) -> None:
+    """Names beside the points, on the side where the plot has room."""
+    left, right = figure.layout.xaxis.range
+    is_log = figure.layout.xaxis.type == "log"
+    for group, point in points.iterrows():
+        place = point["x"]
+        middle = 10 ** ((left + right) / 2) if is_log else (left + right) / 2
+        figure.add_scatter(
+            x=[place],
+            y=[point["y"]],
+            mode="text",
+            text=[f"\u2002{parts.wrapped(str(group))}\u2002"],
+            textposition="middle right" if place < middle else "middle left",
+            textfont={"size": 13},
+            cliponaxis=False,
+            hoverinfo="skip",
+            showlegend=False,
+        )
