@@ -31,6 +31,7 @@ __all__ = [
     "RunRow",
     "SampleRow",
     "archive",
+    "checks",
     "delete",
     "devices",
     "durations",
@@ -217,6 +218,7 @@ def list_runs(
     adapters: Collection[str] | None = None,
     devices: Collection[str] | None = None,
     tags: Collection[str] | None = None,
+    spec_hashes: Collection[str] | None = None,
     search: str | None = None,
     include_archived: bool = False,
     limit: int | None = None,
@@ -232,6 +234,7 @@ def list_runs(
         (Run.model, models),
         (Run.adapter, adapters),
         (Run.device, devices),
+        (Run.spec_hash, spec_hashes),
     ):
         if values is not None:
             query = query.where(column.in_(sorted(values)))
@@ -306,6 +309,15 @@ def environments(session: Session, run_ids: Collection[int]) -> dict[int, dict[s
     for chunk in chunks(run_ids):
         rows = session.execute(select(Run.id, Run.environment).where(Run.id.in_(chunk)))
         found.update({run_id: environment for run_id, environment in rows if environment})
+    return found
+
+
+def checks(session: Session, run_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+    """The checks of each of these runs that has any, as they were stored."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for chunk in chunks(run_ids):
+        rows = session.execute(select(Run.id, Run.checks).where(Run.id.in_(chunk)))
+        found.update({run_id: made for run_id, made in rows if made})
     return found
 
 
