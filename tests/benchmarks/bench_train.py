@@ -7,6 +7,7 @@ All sides of a table are measured in one process and interleaved (A B C A B C); 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import statistics
@@ -22,6 +23,8 @@ from tests.benchmarks import table
 if TYPE_CHECKING:
     from engine.jobs.train_steps import Side, Trainer
 
+# Writes the figures there are so far: what is cut short keeps what it had.
+Keep = Callable[[dict[str, Any]], object]
 PARTS = ("clock", "minimind", "tinyllama", "claim5")
 SAVERS: dict[str, dict[str, Any]] = {
     "stock": {},
@@ -52,15 +55,15 @@ def main() -> None:
 
     machine = environment()
     print(table.machine_line(machine))
-    parts: dict[str, Callable[[int | None], dict[str, Any]]] = {
-        "clock": _clock,
-        "minimind": lambda rounds: _savings("minimind-26m", 8, rounds or 5, SAVERS),
-        "tinyllama": lambda rounds: _savings("tinyllama-1.1b", 1, rounds or 2, _FEWER),
-        "claim5": _claim5,
+    parts: dict[str, Callable[[int | None, Keep], dict[str, Any]]] = {
+        "clock": lambda rounds, _: _clock(rounds),
+        "minimind": lambda rounds, keep: _savings("minimind-26m", 8, rounds or 5, SAVERS, keep),
+        "tinyllama": lambda rounds, keep: _savings("tinyllama-1.1b", 1, rounds or 2, _FEWER, keep),
+        "claim5": lambda rounds, _: _claim5(rounds),
     }
     for part in arguments.parts:
         with BackgroundCpu() as background:
-            figures = parts[part](arguments.rounds)
+            figures = parts[part](arguments.rounds, functools.partial(table.save, f"train-{part}", machine))
         share = background.share
         print(f"  CPU used by others meanwhile: {'unknown' if share is None else f'{share:.1%}'}")
         print(f"  written to {table.save(f'train-{part}', machine, {**figures, 'background_cpu_share': share})}")
@@ -124,7 +127,7 @@ def _clock(rounds: int | None) -> dict[str, Any]:
 # --- strategies and memory savers -------------------------------------------------------------------------------------
 
 
-def _savings(model: str, batch_size: int, rounds: int, savers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _savings(model: str, batch_size: int, rounds: int, savers: dict[str, dict[str, Any]], keep: Keep) -> dict[str, Any]:
     from engine.jobs.train_memory import measure_memory
     from engine.jobs.train_steps import Side
 
@@ -136,13 +139,14 @@ def _savings(model: str, batch_size: int, rounds: int, savers: dict[str, dict[st
         name: Side(None if name != "stock" else "stock", **asked) for name, asked in savers.items()
     }
     steps = _interleaved({name: _stepping(trainer, side) for name, side in sides.items()}, rounds)
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {name: {"step_s": [times.step_s for times in taken]} for name, taken in steps.items()}
+    document = {"model": model, "batch_size": batch_size, "sides": figures}
+    keep(document)
     for name, side in sides.items():
-        found = measure_memory(trainer, side)
-        figures[name] = {
-            "step_s": [times.step_s for times in steps[name]],
-            "bytes": {metric.name: metric.value for metric in found.metrics},
-        }
+        print(f"\r  memory: {name:<40}", end="", file=sys.stderr, flush=True)
+        figures[name]["bytes"] = {metric.name: metric.value for metric in measure_memory(trainer, side).metrics}
+        keep(document)
+    print(file=sys.stderr)
     stock = figures["stock"]
     stock_s, stock_bytes = statistics.median(stock["step_s"]), stock["bytes"]["peak_bytes"]
     fixed = stock["bytes"]["parameters_bytes"] + stock["bytes"]["optimizer_state_bytes"]
@@ -157,7 +161,7 @@ def _savings(model: str, batch_size: int, rounds: int, savers: dict[str, dict[st
             f"{peak / stock_bytes:8.2f} {activations / 2**20:16.0f}"
         )
     print(f"  parameters and optimizer state, which none of these change: {fixed / 2**20:.0f} MiB")
-    return {"model": model, "batch_size": batch_size, "sides": figures}
+    return document
 
 
 def _stepping(trainer: Trainer, side: Side) -> Callable[[], Any]:
