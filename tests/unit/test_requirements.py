@@ -389,6 +389,10 @@ def test_a_folder_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
             {"kind": "train", "adapter": {"adapter_dtype": "bfloat16", "options": {"monteclora_config": {}}}},
             "adapter.adapter_dtype: needs float32 here for MonteCLoRA: PEFT draws MonteCLoRA's samples in float32",
         ),
+        (
+            {"kind": "train", "dtype": "float16", "adapter": {"type": "delora", "adapter_dtype": "float16"}},
+            "adapter.adapter_dtype: needs float32 here for DeLoRA: PEFT divides by B's norm, which is zero",
+        ),
     ],
 )
 def test_what_an_adapter_cannot_do_is_one_sentence_on_the_field_that_asks_for_it(
