@@ -12,13 +12,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from db.downsampling import Sample
+
+FORMAT = 1
+"""Version of the documents. A reader refuses a higher one: it may mean something else by the same names."""
 
 FINAL_STATES = ("succeeded", "failed", "out_of_memory", "cancelled", "timed_out", "lost")
 TIMING_FIELDS = ("created_at", "claimed_at", "started_at", "finished_at")
 _MAX_INTEGER = 2**63 - 1
+# Dates end with the year 9999.
+_MAX_TIME_S = 250_000_000_000
+_MAX_DEPTH = 20
+_MAX_LABEL = 200
+_MAX_NOTE = 20_000
+_Text = TypeVar("_Text", str, str | None)
 
 
 class DocumentRefused(ValueError):
@@ -42,7 +51,7 @@ class ParsedResult:
 
     state: str
     metrics: tuple[MetricValues, ...]
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     checks: list[dict[str, Any]]
     environment: dict[str, Any]
     inspection: dict[str, Any] | None
@@ -86,7 +95,7 @@ def parse_result(document: Mapping[str, Any]) -> ParsedResult:
     return ParsedResult(
         state=state,
         metrics=tuple(_metric(f"metrics[{index}]", item) for index, item in enumerate(_list(document, "metrics"))),
-        samples=tuple(_sample(f"samples[{index}]", item) for index, item in enumerate(_list(document, "samples"))),
+        samples=_samples(_list(document, "samples")),
         checks=[_check(f"checks[{index}]", item) for index, item in enumerate(_list(document, "checks"))],
         environment=_json("environment", _object(document, "environment") or {}),
         inspection=None if inspection is None else _json("inspection", inspection),
@@ -101,6 +110,7 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
     Raises:
         DocumentRefused: naming the field at fault.
     """
+    _ours("document", document)
     result = parse_result(document)
     if document.get("spec") is None:
         _refuse("spec", "is missing")
@@ -112,16 +122,16 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
         spec_hash=_spec_hash(document, spec),
         kind=_text(spec, "kind", "spec.kind"),
         model=_text(spec, "model", "spec.model"),
-        adapter=_optional_text(document, "adapter", "adapter") or _optional_text(adapter, "type", "spec.adapter.type"),
-        adapter_type=_optional_text(document, "adapter_type", "adapter_type")
+        adapter=_label(document, "adapter", "adapter") or _optional_text(adapter, "type", "spec.adapter.type"),
+        adapter_type=_label(document, "adapter_type", "adapter_type")
         or _optional_text(adapter, "type", "spec.adapter.type"),
         strategy=_optional_text(spec, "strategy", "spec.strategy"),
         dtype=_optional_text(spec, "dtype", "spec.dtype"),
         device=_text(spec, "device", "spec.device"),
         timing=_timing(document),
-        name=_optional_text(document, "name", "name"),
-        note=_optional_text(document, "note", "note"),
-        tags=tuple(_text({"tag": tag}, "tag", f"tags[{index}]") for index, tag in enumerate(_list(document, "tags"))),
+        name=_label(document, "name", "name"),
+        note=_short(_optional_text(document, "note", "note"), "note", _MAX_NOTE),
+        tags=_tags(document),
         result=result,
     )
 
@@ -130,6 +140,34 @@ def canonical_sha256(value: object) -> str:
     """SHA-256 of the canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _ours(field: str, document: object) -> None:
+    """Refuse what is no result document at all, or one of a version that is not known here."""
+    if not {"state", "spec"} & _mapping(field, document).keys():
+        _refuse(field, "must be a result of PEFT Lab, with a state and a spec")
+    version = document.get("format", FORMAT)  # type: ignore[attr-defined]
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        _refuse("format", f"must be a whole number of at least 1, not {_shown(version)}")
+    if version > FORMAT:
+        _refuse(
+            "format", f"{_shown(version)} was written by a newer PEFT Lab, this one reads {FORMAT}; update it first"
+        )
+
+
+def _tags(document: Mapping[str, Any]) -> tuple[str, ...]:
+    named = [(f"tags[{index}]", tag) for index, tag in enumerate(_list(document, "tags"))]
+    return tuple(_short(_text({"tag": tag}, "tag", field), field, _MAX_LABEL) for field, tag in named)
+
+
+def _label(parent: Mapping[str, Any], key: str, field: str) -> str | None:
+    return _short(_optional_text(parent, key, field), field, _MAX_LABEL)
+
+
+def _short(text: _Text, field: str, longest: int) -> _Text:
+    if text is not None and len(text) > longest:
+        _refuse(field, f"must have at most {longest} characters, not {len(text)}")
+    return text
 
 
 def _uid(document: Mapping[str, Any]) -> str:
@@ -156,7 +194,11 @@ def _spec_hash(document: Mapping[str, Any], spec: dict[str, Any]) -> str:
 
 def _timing(document: Mapping[str, Any]) -> dict[str, float]:
     timing = _object(document, "timing") or {}
-    return {name: _number(timing, name, f"timing.{name}") for name in TIMING_FIELDS if timing.get(name) is not None}
+    moments = {name: _number(timing, name, f"timing.{name}") for name in TIMING_FIELDS if timing.get(name) is not None}
+    for name, moment in moments.items():
+        if not 0 <= moment <= _MAX_TIME_S:
+            _refuse(f"timing.{name}", f"must be seconds since 1970, not {_shown(moment)}")
+    return moments
 
 
 def _metric(field: str, item: object) -> MetricValues:
@@ -169,6 +211,32 @@ def _metric(field: str, item: object) -> MetricValues:
         repeat=_integer(metric, "repeat", f"{field}.repeat", 2**31 - 1) if "repeat" in metric else 0,
         value=_number(metric, "value", f"{field}.value"),
     )
+
+
+def _samples(items: Sequence[object]) -> list[Sample]:
+    """The samples of one run. There are thousands, with the same few labels: those are looked at once."""
+    samples: list[Sample] = []
+    known: set[tuple[str, str, str]] = set()
+    for index, item in enumerate(items):
+        if isinstance(item, dict):
+            source, phase, category = item.get("source"), item.get("phase"), item.get("category")
+            time_s, size = item.get("time_s"), item.get("bytes")
+            if (
+                type(source) is str
+                and type(phase) is str
+                and type(category) is str
+                and (source, phase, category) in known
+                and type(time_s) is float
+                and math.isfinite(time_s)
+                and type(size) is int
+                and 0 <= size <= _MAX_INTEGER
+            ):
+                samples.append(Sample(source, time_s, phase, category, size))
+                continue
+        sample = _sample(f"samples[{index}]", item)
+        known.add((sample.source, sample.phase, sample.category))
+        samples.append(sample)
+    return samples
 
 
 def _sample(field: str, item: object) -> Sample:
@@ -254,9 +322,17 @@ def _json(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
         plain: dict[str, Any] = json.loads(text)
-        return plain
     except (ValueError, TypeError, RecursionError):
         _refuse(field, "must be plain JSON with finite numbers and valid text")
+    if _is_deeper(plain, _MAX_DEPTH):
+        _refuse(field, f"must have at most {_MAX_DEPTH} levels")
+    return plain
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects are nested more than ``levels`` deep."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(item, levels - 1) for item in items if isinstance(item, dict | list))
 
 
 def _storable(field: str, value: str) -> None:

@@ -1,19 +1,24 @@
 """Result documents from elsewhere into the database, and stored runs back into the same documents.
 
-Documents are plain mappings; reading and writing files is the caller's. Does not check whether a spec makes sense.
+Documents are plain mappings, and files of them bytes; opening files is the caller's. What a spec means is not known
+here: whoever imports a file brings the function that does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from db.documents import TIMING_FIELDS, DocumentRefused, parse_run
+from db.documents import FORMAT, TIMING_FIELDS, DocumentRefused, ParsedRun, canonical_sha256, parse_run
+from db.downsampling import downsample
+from db.files import FileRefused, documents
 from db.models import MemorySample, Metric, Run, Tag
+from db.packing import PackedSamples
 from db.queue import next_replicas
 from db.results import insert_measurements, result_columns
 
@@ -22,13 +27,77 @@ class ImportRefused(ValueError):
     """A document that cannot be stored. The text is one sentence that starts with the field at fault."""
 
 
+class Described(Protocol):
+    """What only the engine can say of a document's spec: its whole form, that form's hash, and the adapter's label."""
+
+    @property
+    def spec(self) -> dict[str, Any]: ...
+    @property
+    def spec_hash(self) -> str: ...
+    @property
+    def adapter(self) -> str | None: ...
+
+
+Describe = Callable[[Mapping[str, Any]], Described]
+"""Takes a document's spec; raises ValueError with one sentence when it makes no sense."""
+
+
+def check_file(
+    data: bytes, describe: Describe, *, largest_bytes: int, progress: Callable[[int], None] | None = None
+) -> list[ParsedRun]:
+    """The runs in a file, every one of them checked and ready for ``store_runs``. Stores nothing.
+
+    Args:
+        largest_bytes: how much the file may hold when it is unpacked.
+        progress: called with the number of documents checked so far.
+
+    Raises:
+        ImportRefused: with one sentence about the file, or that names the document and its field.
+    """
+    checked: list[ParsedRun] = []
+    in_list = False
+    try:
+        for document, is_alone in documents(data, largest_bytes):
+            in_list = not is_alone
+            checked.append(_checked(document, describe))
+            if progress is not None:
+                progress(len(checked))
+    except FileRefused as error:
+        raise ImportRefused(str(error)) from None
+    except ValueError as error:
+        raise ImportRefused(f"document {len(checked) + 1}: {error}" if in_list else str(error)) from None
+    return checked
+
+
+def store_runs(
+    session: Session,
+    checked: Iterable[ParsedRun],
+    *,
+    origin: str = "import",
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[int, bool]]:
+    """Store every checked run that is not here yet. Returns each run's id and whether it is new here.
+
+    Args:
+        origin: "import", or "sample" for the runs that come with the project.
+        progress: called with the number of runs done so far.
+    """
+    stored = []
+    for run in checked:
+        stored.append(_store(session, run, origin))
+        if progress is not None:
+            progress(len(stored))
+    return stored
+
+
 def import_document(
     session: Session, document: Mapping[str, Any], *, adapter: str | None = None, adapter_type: str | None = None
 ) -> tuple[int, bool]:
     """Store a result that was measured elsewhere. Returns the run's id and whether it is new here.
 
     A document that is here already, by its uid or else by its content, is not stored again. ``adapter`` is the label
-    that pages show ("DoRA"), ``adapter_type`` its PEFT type; by default both come from the document.
+    that pages show ("DoRA"), ``adapter_type`` its PEFT type; by default both come from the document. Whether the spec
+    makes sense is not checked; for files from outside use ``check_file``.
 
     Raises:
         ImportRefused: naming the field at fault; nothing is stored.
@@ -37,6 +106,36 @@ def import_document(
         run = parse_run(document)
     except DocumentRefused as error:
         raise ImportRefused(str(error)) from None
+    labelled = replace(run, adapter=adapter or run.adapter, adapter_type=adapter_type or run.adapter_type)
+    return _store(session, labelled, "import")
+
+
+def _checked(document: object, describe: Describe) -> ParsedRun:
+    """A document's run with its spec in whole form.
+
+    Raises:
+        ValueError: one sentence that starts with the field at fault.
+    """
+    run = parse_run(document)  # type: ignore[arg-type]  # refuses what is no mapping
+    described = describe(run.spec)
+    # A wrong hash would make it a replica of runs that measured something else.
+    if run.spec_hash not in (canonical_sha256(run.spec), described.spec_hash):
+        raise DocumentRefused("spec_hash: must be the hash of this spec")
+    if run.result.inspection is not None:
+        raise DocumentRefused("inspection: must be null, because a measurement inspects nothing")
+    samples = PackedSamples(downsample(run.result.samples))
+    has_label = document.get("adapter") is not None  # type: ignore[attr-defined]
+    return replace(
+        run,
+        spec=described.spec,
+        spec_hash=described.spec_hash,
+        adapter=run.adapter if has_label else described.adapter,
+        result=replace(run.result, samples=samples),
+    )
+
+
+def _store(session: Session, run: ParsedRun, origin: str) -> tuple[int, bool]:
+    """The id of the run, and whether it had to be stored."""
     known = session.scalar(select(Run.id).where(Run.uid == run.uid))
     if known is not None:
         return known, False
@@ -45,12 +144,12 @@ def import_document(
         columns = {
             "uid": run.uid,
             "kind": run.kind,
-            "origin": "import",
+            "origin": origin,
             "spec": run.spec,
             "spec_hash": run.spec_hash,
             "model": run.model,
-            "adapter": adapter or run.adapter,
-            "adapter_type": adapter_type or run.adapter_type,
+            "adapter": run.adapter,
+            "adapter_type": run.adapter_type,
             "strategy": run.strategy,
             "dtype": run.dtype,
             "device": run.device,
@@ -85,6 +184,7 @@ def export_document(session: Session, run_id: int) -> dict[str, Any]:
     )
     failed = run.error_kind is not None or run.error_text is not None
     return {
+        "format": FORMAT,
         "uid": run.uid,
         "state": run.state,
         "spec": run.spec,
@@ -106,3 +206,8 @@ def export_document(session: Session, run_id: int) -> dict[str, Any]:
         "note": run.note,
         "tags": list(session.scalars(select(Tag.name).where(Tag.run_id == run_id).order_by(Tag.name))),
     }
+
+
+def ids_of_origin(session: Session, origin: str) -> list[int]:
+    """The ids of the runs that came this way, archived ones too."""
+    return list(session.scalars(select(Run.id).where(Run.origin == origin).order_by(Run.id)))

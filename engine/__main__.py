@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 _START_METHODS = ("forkserver", "spawn")
+_LARGEST_IMPORT_BYTES = 2 * 2**30
 
 
 class BadInput(ValueError):
@@ -78,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--idle-exit", metavar="SECONDS", type=float, default=None, help="end after so long without work"
     )
     importing = add("import", _import, "store results measured elsewhere")
-    importing.add_argument("results", metavar="RESULT.json", nargs="+")
+    importing.add_argument(
+        "results",
+        metavar="RESULT.json",
+        nargs="+",
+        help="one document or a list of them, as it is or as .json.gz; or -",
+    )
     exporting = add("export", _export, "print stored results as documents")
     exporting.add_argument("run_ids", metavar="RUN_ID", nargs="+", type=int)
     return parser
@@ -262,33 +268,21 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from db import runs
+    from db import transfer
+    from engine.catalog.documents import document_spec
 
     database = open_database()
     stored = []
     for name in options.results:
         try:
-            documents = json.loads(_read(name, "RESULT.json"))
-        except (ValueError, RecursionError):
-            raise BadInput(f"{name}: is not valid JSON") from None
-        for document in documents if isinstance(documents, list) else [documents]:
-            try:
-                with database.writing() as db:
-                    run_id, created = runs.import_document(db, document, **_labels(document))
-            except runs.ImportRefused as error:
-                raise BadInput(f"{name}: {error}") from None
-            stored.append({"file": name, "run_id": run_id, "created": created})
+            checked = transfer.check_file(_read_bytes(name), document_spec, largest_bytes=_LARGEST_IMPORT_BYTES)
+        except transfer.ImportRefused as error:
+            raise BadInput(f"{name}: {error}") from None
+        with database.writing() as db:
+            found = transfer.store_runs(db, checked)
+        stored += [{"file": name, "run_id": run_id, "created": created} for run_id, created in found]
     print(json.dumps(stored))
     return DONE
-
-
-def _labels(document: Any) -> dict[str, str]:
-    """What charts call the adapter of a document. Left to the importer where there is none to be found."""
-    spec = document.get("spec") if isinstance(document, dict) else None
-    adapter = spec.get("adapter") if isinstance(spec, dict) else None
-    if not isinstance(adapter, dict) or "adapter" in document:
-        return {}
-    return {"adapter": catalog.adapter_label(adapter)}
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -311,6 +305,13 @@ def _read(name: str, what: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror).lower()
         raise BadInput(f"{what}: {name} cannot be read: {reason}") from None
+
+
+def _read_bytes(name: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise BadInput(f"RESULT.json: {name} cannot be read: {str(error.strerror).lower()}") from None
 
 
 if __name__ == "__main__":

@@ -333,12 +333,21 @@ def parse_spec(data: str | bytes | Mapping[str, Any]) -> Spec:
 
 def canonical_json(spec: Spec) -> str:
     """The one JSON text of a spec: every field present, keys sorted, no spaces."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _canonical(spec.model_dump(mode="json"))
 
 
 def spec_hash(spec: Spec) -> str:
     """SHA-256 of the canonical JSON, as 64 hexadecimal digits. Replicas share it."""
-    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
+    return hash_of(spec.model_dump(mode="json"))
+
+
+def hash_of(document: Mapping[str, Any]) -> str:
+    """The hash of a spec that is a document already, with every field present."""
+    return hashlib.sha256(_canonical(document).encode()).hexdigest()
+
+
+def _canonical(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _name_of(value: Any) -> str:

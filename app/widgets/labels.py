@@ -15,7 +15,7 @@ from app import formatting
 from db.runs import MetricValue, RunRow
 from engine import catalog
 
-FULL = "Full fine-tuning"
+FULL = catalog.FULL_FINE_TUNING
 BASE = "Base model"
 _KINDS = {
     "init": "Init",

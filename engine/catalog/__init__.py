@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.catalog.abilities import cannot
 from engine.catalog.adapter_types import AdapterType, FieldEntry, adapter_type, adapter_types
 from engine.catalog.architectures import ModelEntry, model, models
-from engine.catalog.choices import AdapterChoice, adapter_choices, adapter_label
+from engine.catalog.choices import FULL_FINE_TUNING, AdapterChoice, adapter_choices, adapter_label
 from engine.catalog.lookup import UnknownEntry
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.options import check_options
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.spec import Measured
 
 __all__ = [
+    "FULL_FINE_TUNING",
     "AdapterChoice",
     "AdapterType",
     "FieldEntry",

@@ -28,6 +28,9 @@ class AdapterChoice:
     color_index: int | None
 
 
+FULL_FINE_TUNING = "Full fine-tuning"
+"""What a training run without an adapter is called."""
+
 _COLOURS = 6
 _FORMS_OF_LORA: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
     ("dora", "DoRA", {"use_dora": True}, "LoRA on the direction of each weight, with its length trained apart"),
