@@ -1,0 +1,75 @@
+"""The sample data that comes with the project: really measured runs, one click to load and one to remove.
+
+They are stored with the origin ``sample``, which every page that shows them says, and which keeps them out of what is
+said of this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import formatting, state
+from app.widgets import manage
+from db import transfer
+from engine.catalog.documents import document_spec
+
+ORIGIN = "sample"
+_FILE = Path(__file__).resolve().parents[1] / "samples" / "runs.json.gz"
+_LARGEST_BYTES = 256 * 2**20
+
+
+def offer() -> None:
+    """One sentence and a button that loads the sample data; nothing where it is loaded."""
+    if are_loaded():
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(":material/science: See every chart now with runs that were measured elsewhere.", width="content")
+        if st.button("Load sample data", key="samples_load", icon=":material/download_done:"):
+            with st.spinner("Loading sample data"):
+                load()
+            st.rerun()
+
+
+def remove_offer() -> None:
+    """One sentence that sample data is shown, and a button that removes it; nothing where there is none."""
+    number = len(_ids())
+    if not number:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f":material/science: {formatting.plural(number, 'run')} here {'is' if number == 1 else 'are'} sample data, "
+            "measured on other machines.",
+            width="content",
+        )
+        if st.button("Remove sample data", key="samples_remove", icon=":material/delete_sweep:"):
+            remove()
+            st.rerun()
+
+
+def badge() -> None:
+    """The mark of a run that is sample data."""
+    st.badge("Sample data", icon=":material/science:", color="violet")
+
+
+def are_loaded() -> bool:
+    """Whether any sample run is stored."""
+    return bool(_ids())
+
+
+def load() -> int:
+    """Store the sample runs that are not here yet. Returns how many that were."""
+    checked = transfer.check_file(_FILE.read_bytes(), document_spec, largest_bytes=_LARGEST_BYTES)
+    with state.database().writing() as session:
+        return sum(created for _, created in transfer.store_runs(session, checked, origin=ORIGIN))
+
+
+def remove() -> int:
+    """Delete the sample runs, archived ones too. Returns how many that were."""
+    return manage.delete(_ids())
+
+
+def _ids() -> list[int]:
+    with state.database().reading() as session:
+        return transfer.ids_of_origin(session, ORIGIN)
