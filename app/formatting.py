@@ -281,4 +281,4 @@ def listing(names: Iterable[str]) -> str:
 
 def plain(text: str) -> str:
     """Text from outside, safe inside Markdown: every character that Markdown could act on is escaped."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:" else character for character in text)
+    return "".join(f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:&=^@" else character for character in text)

@@ -9,15 +9,18 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
+from app.comparison.selection import ids_text
 from app.kinds import KINDS
-from app.widgets import frames, labels, launching, own_models, progress
+from app.widgets import frames, labels, launching, manage, own_models, progress, samples
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Chart, Metrics, cards, draw
 from db import runs
+from db.documents import FINAL_STATES
 from db.runs import RunDetail, RunRow
 from engine import catalog
 from engine.spec import Measured, SpecError, parse_spec
 
+MOST_COMPARED = 50
 FINAL_ADVICE = {
     "out_of_memory": "Free memory, or choose a smaller model, a shorter context, fewer targets or another strategy.",
     "timed_out": "Raise the timeout, or choose fewer repeats.",
@@ -63,6 +66,8 @@ def header(run: RunDetail) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title(progress.run_name(run), anchor=False, width="content")
         st.badge(formatting.state_text(run.state), icon=icon, color=formatting.state_colour(run.state))  # type: ignore[arg-type]
+        if run.origin == samples.ORIGIN:
+            samples.badge()
         for tag in run.tags:
             st.badge(formatting.plain(tag), icon=":material/label:", color="gray")
     facts = [f"Run {run.id}"]
@@ -76,7 +81,7 @@ def header(run: RunDetail) -> None:
         facts.append(f"replica {run.replica + 1}")
     if run.sweep_name:
         facts.append(f"sweep {run.sweep_name}")
-    if run.origin != "local":
+    if run.origin == "import":
         facts.append("imported from another machine")
     if run.archived_at is not None:
         facts.append("archived")
@@ -86,7 +91,7 @@ def header(run: RunDetail) -> None:
 
 
 def actions(run: RunDetail) -> None:
-    """Run again, download, edit, archive."""
+    """Run again, download, manage, compare."""
     with st.container(horizontal=True):
         if run.state not in ("queued", "running"):
             st.button(
@@ -98,49 +103,30 @@ def actions(run: RunDetail) -> None:
             )
             st.download_button(
                 "Download JSON",
-                data=lambda: document(run.id),
+                data=lambda: manage.documents_json([run.id]),
                 file_name=f"run-{run.id}.json",
                 mime="application/json",
                 icon=":material/download:",
                 on_click="ignore",
             )
-        with st.popover("Edit", icon=":material/edit:"), st.form("edit", border=False):
-            name = st.text_input("Name", value=run.name or "", max_chars=200)
-            tags = st.multiselect("Tags", known_tags(), default=list(run.tags), accept_new_options=True)
-            note = st.text_area("Note", value=run.note or "", max_chars=5000)
-            if st.form_submit_button("Save", type="primary"):
-                with state.database().writing() as session:
-                    runs.rename(session, run.id, clean(name))
-                    runs.set_note(session, run.id, clean(note))
-                    runs.set_tags(session, [run.id], [clean(tag) for tag in tags])
-                st.rerun()
-        if run.archived_at is None:
-            st.button("Archive", icon=":material/archive:", on_click=archive, args=(run.id, True))
-        else:
-            st.button("Restore", icon=":material/unarchive:", on_click=archive, args=(run.id, False))
+        manage.actions([run])
+        replicas_link(run)
 
 
-def clean(text: str) -> str:
-    """What was typed without characters that no database stores."""
-    return "".join(character for character in text if character != "\0" and not "\ud800" <= character <= "\udfff")
-
-
-def known_tags() -> list[str]:
-    """Tags in use."""
+def replicas_link(run: RunDetail) -> None:
+    """The way to Compare with the other ended runs of the same spec, where there are some."""
+    if run.kind not in KINDS:
+        return
     with state.database().reading() as session:
-        return list(runs.filter_values(session).tags)
-
-
-def document(number: int) -> str:
-    """The result document as JSON text."""
-    with state.database().reading() as session:
-        return json.dumps(runs.export_document(session, number), indent=1)
-
-
-def archive(number: int, hide: bool) -> None:
-    """Hide a run from lists and charts, or show it again."""
-    with state.database().writing() as session:
-        (runs.archive if hide else runs.restore)(session, [number])
+        same = runs.list_runs(session, spec_hashes=[run.spec_hash], states=FINAL_STATES)
+    others = [row.id for row in same if row.id != run.id]
+    if others:
+        st.page_link(
+            "views/compare.py",
+            label=f"Compare with its {formatting.plural(len(others), 'replica')}",
+            icon=":material/compare_arrows:",
+            query_params={"ids": ids_text([run.id, *others[: MOST_COMPARED - 1]])},
+        )
 
 
 def again(run: RunRow) -> None:
