@@ -104,7 +104,11 @@ class Metric(Base):
     """One measured number of one run. ``x`` is the position along an axis where the metric has one."""
 
     __tablename__ = "metrics"
-    __table_args__ = (Index("ix_metrics_run_id_name", "run_id", "name"),)
+    __table_args__ = (
+        Index("ix_metrics_run_id_name", "run_id", "name"),
+        # Answers medians over all runs, and which metrics there are, without a look at the table.
+        Index("ix_metrics_name_variant_run_id_value", "name", "variant", "run_id", "value"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))

@@ -1,48 +1,67 @@
 """Stored runs, as pages and scripts read and edit them: lists, one run, metrics for charts, names, tags, deletion.
 
 Every function takes a session and leaves the transaction to its caller. Results are plain frozen records that need no
-session any more. Run folders on disk are the caller's; documents in and out are in ``db.transfer`` and offered here.
+session any more. Run folders on disk are the caller's. Lists, medians, and documents in and out have modules of their
+own (``db.listing``, ``db.medians``, ``db.transfer``) and are offered here.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, func, insert, or_, select, update
+from sqlalchemy import Text, cast, func, insert, select, update
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.orm import Session
 
 from db.chunks import chunks
-from db.documents import FINAL_STATES
+from db.listing import (
+    Filters,
+    FilterValues,
+    RunRow,
+    filter_values,
+    get_rows,
+    list_ids,
+    list_runs,
+    listing,
+    queued_and_running,
+    recent,
+)
+from db.medians import StoredMetric, medians, stored_metrics
 from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
 from db.transfer import ImportRefused, export_document, import_document
 
 __all__ = [
     "Duration",
     "FilterValues",
+    "Filters",
     "ImportRefused",
     "MetricRow",
     "MetricValue",
     "RunDetail",
     "RunRow",
     "SampleRow",
+    "StoredMetric",
     "archive",
     "checks",
     "delete",
     "devices",
     "durations",
+    "environment_paths",
     "environments",
     "export_document",
     "filter_values",
+    "get_rows",
     "get_run",
     "import_document",
     "latest_inspection",
+    "list_ids",
     "list_runs",
     "measured_hashes",
+    "medians",
     "metric_values",
     "queued_and_running",
     "recent",
@@ -50,47 +69,9 @@ __all__ = [
     "restore",
     "set_note",
     "set_tags",
+    "stored_metrics",
     "upsert_devices",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRow:
-    """A run as lists show it. Names that end in ``_at`` are seconds since 1970 (UTC)."""
-
-    id: int
-    uid: str
-    kind: str
-    state: str
-    priority: int
-    origin: str
-    spec: dict[str, Any]
-    spec_hash: str
-    model: str
-    adapter: str | None
-    adapter_type: str | None
-    strategy: str | None
-    dtype: str | None
-    device: str
-    sweep_id: int | None
-    sweep_name: str | None
-    replica: int
-    created_at: float
-    claimed_at: float | None
-    started_at: float | None
-    finished_at: float | None
-    heartbeat_at: float | None
-    archived_at: float | None
-    run_folder: str | None
-    progress: dict[str, Any] | None
-    cancel_requested: bool
-    error_kind: str | None
-    error_text: str | None
-    failed_checks: int | None
-    background_cpu_share: float | None
-    name: str | None
-    note: str | None
-    tags: tuple[str, ...]
 
 
 class MetricRow(NamedTuple):
@@ -169,24 +150,6 @@ class Duration(NamedTuple):
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class FilterValues:
-    """What the stored runs can be filtered by: the values that occur, sorted."""
-
-    states: tuple[str, ...]
-    kinds: tuple[str, ...]
-    models: tuple[str, ...]
-    adapters: tuple[str, ...]
-    strategies: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    devices: tuple[str, ...]
-    tags: tuple[str, ...]
-
-
-_LIST_COLUMNS = (
-    *(getattr(Run, name) for name in RunRow.__slots__ if name not in ("sweep_name", "tags")),
-    Sweep.name.label("sweep_name"),
-)
 _METRIC_COLUMNS = (
     Metric.run_id,
     *(getattr(Metric, name) for name in MetricRow._fields),
@@ -209,64 +172,10 @@ _METRIC_COLUMNS = (
 )
 
 
-def list_runs(
-    session: Session,
-    *,
-    states: Collection[str] | None = None,
-    kinds: Collection[str] | None = None,
-    models: Collection[str] | None = None,
-    adapters: Collection[str] | None = None,
-    devices: Collection[str] | None = None,
-    tags: Collection[str] | None = None,
-    spec_hashes: Collection[str] | None = None,
-    search: str | None = None,
-    include_archived: bool = False,
-    limit: int | None = None,
-) -> list[RunRow]:
-    """Runs that match every given filter, newest first. A run matches ``tags`` when it has any of them.
-
-    Each word of ``search`` must occur in the run's name, note, model, adapter, strategy, sweep or error, in any case.
-    """
-    query = _listing()
-    for column, values in (
-        (Run.state, states),
-        (Run.kind, kinds),
-        (Run.model, models),
-        (Run.adapter, adapters),
-        (Run.device, devices),
-        (Run.spec_hash, spec_hashes),
-    ):
-        if values is not None:
-            query = query.where(column.in_(sorted(values)))
-    if tags is not None:
-        query = query.where(Run.id.in_(select(Tag.run_id).where(Tag.name.in_(sorted(tags)))))
-    searched = (Run.name, Run.note, Run.model, Run.adapter, Run.strategy, Sweep.name, Run.error_text)
-    for word in (search or "").split():
-        query = query.where(or_(*(column.icontains(word, autoescape=True) for column in searched)))
-    if not include_archived:
-        query = query.where(Run.archived_at.is_(None))
-    return _rows(session, query.order_by(Run.id.desc()).limit(limit))
-
-
-def queued_and_running(session: Session) -> list[RunRow]:
-    """Running runs by the time of their claim, then queued ones in the order in which they will be claimed."""
-    running = _listing().where(Run.state == "running").order_by(Run.claimed_at, Run.id)
-    queued = _listing().where(Run.state == "queued").order_by(Run.priority.desc(), Run.id)
-    return _rows(session, running) + _rows(session, queued)
-
-
-def recent(session: Session, *, limit: int = 10, kinds: Collection[str] | None = None) -> list[RunRow]:
-    """The runs that ended last, newest first, without archived ones."""
-    query = _listing().where(Run.state.in_(FINAL_STATES), Run.finished_at.is_not(None), Run.archived_at.is_(None))
-    if kinds is not None:
-        query = query.where(Run.kind.in_(sorted(kinds)))
-    return _rows(session, query.order_by(Run.finished_at.desc(), Run.id.desc()).limit(limit))
-
-
 def get_run(session: Session, run_id: int) -> RunDetail | None:
     """Everything about one run, None if there is none of this id."""
     extra = ("supervisor", "worker_pid", "worker_process_started_at", "environment", "checks", "inspection")
-    query = _listing().add_columns(*(getattr(Run, name) for name in extra)).where(Run.id == run_id)
+    query = listing().add_columns(*(getattr(Run, name) for name in extra)).where(Run.id == run_id)
     row = session.execute(query).one_or_none()
     if row is None:
         return None
@@ -321,6 +230,13 @@ def checks(session: Session, run_ids: Collection[int]) -> dict[int, list[dict[st
     return found
 
 
+def environment_paths(session: Session) -> tuple[tuple[str, ...], ...]:
+    """The path of every value that some run's environment has, sorted."""
+    # Thousands of runs share a few environments, so these are compared as text and read once each.
+    texts = session.scalars(select(cast(Run.environment, Text)).distinct().where(Run.environment.is_not(None)))
+    return tuple(sorted({path for text in texts for path in _paths(json.loads(text))}))
+
+
 def measured_hashes(session: Session) -> dict[str, int]:
     """How often each spec, by its hash, was measured here with success."""
     rows = session.execute(
@@ -350,24 +266,6 @@ def latest_inspection(session: Session, model: str) -> dict[str, Any] | None:
         .where(Run.kind == "inspect", Run.model == model, Run.state == "succeeded", Run.inspection.is_not(None))
         .order_by(Run.id.desc())
         .limit(1)
-    )
-
-
-def filter_values(session: Session) -> FilterValues:
-    """The values that the runs have in the columns that lists filter by."""
-
-    def distinct(column: Any) -> tuple[str, ...]:
-        return tuple(sorted(value for value in session.scalars(select(column).distinct()) if value is not None))
-
-    return FilterValues(
-        states=distinct(Run.state),
-        kinds=distinct(Run.kind),
-        models=distinct(Run.model),
-        adapters=distinct(Run.adapter),
-        strategies=distinct(Run.strategy),
-        dtypes=distinct(Run.dtype),
-        devices=distinct(Run.device),
-        tags=distinct(Tag.name),
     )
 
 
@@ -446,17 +344,9 @@ def devices(session: Session) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def _listing() -> Select[Any]:
-    return select(*_LIST_COLUMNS).outerjoin(Sweep, Sweep.id == Run.sweep_id)
-
-
-def _rows(session: Session, query: Select[Any]) -> list[RunRow]:
-    """Run the listing, with the tags of all its runs in one more query."""
-    found = session.execute(query).all()
-    tags: dict[int, list[str]] = defaultdict(list)
-    if found:
-        lowest, highest = min(row.id for row in found), max(row.id for row in found)
-        query_tags = select(Tag.run_id, Tag.name).where(Tag.run_id.between(lowest, highest)).order_by(Tag.name)
-        for run_id, name in session.execute(query_tags):
-            tags[run_id].append(name)
-    return [RunRow(**row._mapping, tags=tuple(tags.get(row.id, ()))) for row in found]
+def _paths(value: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not isinstance(value, dict):
+        yield before
+        return
+    for name, inner in value.items():
+        yield from _paths(inner, (*before, name))
