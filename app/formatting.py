@@ -7,6 +7,7 @@ turns them into text: GiB and MiB (binary) for bytes, s and ms for measured time
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import Literal
@@ -232,6 +233,9 @@ _METRICS: dict[str, tuple[str, Better | None]] = {
     "predict_time_s": ("Prediction time", "lower"),
     "background_cpu_share": ("Background CPU", "lower"),
 }
+# What Markdown takes for the start of an address, and for a block of code.
+_ADDRESS = re.compile(r"www(?=\.)|https?:|(?<=[\w.+-])@(?=[-\w]+\.\w)", re.IGNORECASE)
+_INDENT = re.compile(r"^(?: {4}|\t)\s*", re.MULTILINE)
 _OF_THE_EFFECT = ("relative_weight_error", "relative_logit_error", "merge_drift")
 
 
@@ -280,5 +284,14 @@ def listing(names: Iterable[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from outside, safe inside Markdown: every character that Markdown could act on is escaped."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:&=^@" else character for character in text)
+    """Text from outside, safe inside Markdown: every character that Markdown could act on is escaped.
+
+    Addresses stay text too. Markdown makes links of them whatever is escaped, so an invisible character splits them.
+    """
+    split = _ADDRESS.sub("\\g<0>\u2060", _INDENT.sub("", text))
+    return "".join(f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:&=^@" else character for character in split)
+
+
+def plain_badge(text: str) -> str:
+    """``plain`` for the label of a badge, which escapes square brackets itself."""
+    return plain(text).replace("\\[", "[").replace("\\]", "]")

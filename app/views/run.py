@@ -69,7 +69,7 @@ def header(run: RunDetail) -> None:
         if run.origin == samples.ORIGIN:
             samples.badge()
         for tag in run.tags:
-            st.badge(formatting.plain(tag), icon=":material/label:", color="gray")
+            st.badge(formatting.plain_badge(tag), icon=":material/label:", color="gray")
     facts = [f"Run {run.id}"]
     if run.kind in KINDS:
         if run.name:

@@ -23,7 +23,7 @@ def supervisor_badge() -> None:
     """Whether someone works on the queue; starts a supervisor where none does."""
     icon, colour, text = _SUPERVISOR_LINES[state.ensure_supervisor()]
     if colour == "red" and (reason := state.supervisor_last_words()):
-        text = f"{text}: {formatting.plain(reason)}"
+        text = f"{text}: {formatting.plain_badge(reason)}"
     st.badge(text, icon=icon, color=colour)  # type: ignore[arg-type]
 
 

@@ -164,3 +164,22 @@ def test_long_target_lists_are_cut_and_short_ones_kept() -> None:
     assert formatting.targets_text(["q_proj", "v_proj"]) == "q_proj, v_proj"
     assert formatting.targets_text(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert formatting.targets_text(None) == "–"
+
+
+@pytest.mark.parametrize("address", ["https://host.example/x", "HTTP://host", "www.host.example", "me@host.example"])
+def test_an_address_is_split_so_that_markdown_makes_no_link_of_it(address: str) -> None:
+    shown = formatting.plain(address).replace("\\", "")
+    assert address not in shown
+    assert shown.replace("\u2060", "") == address
+
+
+def test_an_at_sign_that_is_no_address_stays_as_it_is_typed() -> None:
+    assert "\u2060" not in formatting.plain("peak_bytes@adapter")
+
+
+def test_an_indented_line_does_not_become_a_block_of_code() -> None:
+    assert formatting.plain("note\n\n    code\n\ttab") == "note\n\ncode\ntab"
+
+
+def test_a_badge_gets_no_brackets_escaped_because_it_escapes_them_itself() -> None:
+    assert formatting.plain_badge("[a] <b>") == "[a] \\<b\\>"
