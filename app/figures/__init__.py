@@ -1,9 +1,14 @@
 """Charts as pure functions: a DataFrame in, a Plotly figure out. Reads no database, knows no page, needs no browser."""
 
+from app.figures.alt import alt_text
+from app.figures.context import context_memory
 from app.figures.facets import facets
 from app.figures.lines import lines
 from app.figures.memory import CATEGORY_COLOURS, STEP_COLOURS, drift, process_memory, stacked, tensor_memory
+from app.figures.merge import merge_peak
+from app.figures.parallel import Dimension, parallel
 from app.figures.parts import linear_ticks, log_ticks, needs_log_axis, time_axis_ticks
+from app.figures.presenting import present
 from app.figures.ratios import ratios
 from app.figures.scatter import pareto_front, scatter
 from app.figures.spread import repeats, spread
@@ -11,13 +16,19 @@ from app.figures.spread import repeats, spread
 __all__ = [
     "CATEGORY_COLOURS",
     "STEP_COLOURS",
+    "Dimension",
+    "alt_text",
+    "context_memory",
     "drift",
     "facets",
     "linear_ticks",
     "lines",
     "log_ticks",
+    "merge_peak",
     "needs_log_axis",
+    "parallel",
     "pareto_front",
+    "present",
     "process_memory",
     "ratios",
     "repeats",

@@ -46,13 +46,15 @@ def facets(frame: pd.DataFrame, by: str, draw: Callable[[pd.DataFrame], go.Figur
         return whole
     shown = values[:MAX_PANELS]
     pieces = [draw(frame[frame[by].isna() if pd.isna(value) else frame[by] == value]) for value in shown]
-    columns = min(len(shown), 2 if len(shown) == 4 else _COLUMNS)
+    # Charts of rows need room for their labels.
+    has_rows = whole.layout.yaxis.categoryarray is not None
+    columns = min(len(shown), 2 if has_rows or len(shown) == 4 else _COLUMNS)
     rows = math.ceil(len(shown) / columns)
     head = f"{parts.escape(name)} " if name else ""
     figure = make_subplots(
         rows,
         columns,
-        subplot_titles=[parts.wrapped(f"{head}{_text(value)}", 34) for value in shown],
+        subplot_titles=[parts.wrapped(f"{head}{_text(value)}", 38 if columns < 3 else 26) for value in shown],
         shared_yaxes="all",
         shared_xaxes="all",
         horizontal_spacing=0.035 if columns > 1 else 0,
@@ -63,9 +65,15 @@ def facets(frame: pd.DataFrame, by: str, draw: Callable[[pd.DataFrame], go.Figur
         _place(figure, piece, index // columns + 1, index % columns + 1, names)
     left_out = len(values) - len(shown)
     title = str(whole.layout.title.text) + (f" (the first {len(shown)} of {len(values)})" if left_out else "")
-    height_px = max(int(max(piece.layout.height for piece in pieces) * 0.8), 260)
+    highest_px = max(piece.layout.height for piece in pieces)
+    height_px = highest_px - 20 if has_rows else max(int(highest_px * 0.8), 260)
     parts.finish(figure, title, height_px=60 + height_px * rows)
-    figure.update_layout(margin={"t": 84}, barmode=whole.layout.barmode, bargap=whole.layout.bargap)
+    figure.update_layout(
+        margin={"t": 84},
+        barmode=whole.layout.barmode,
+        bargap=whole.layout.bargap,
+        uniformtext=whole.layout.uniformtext,
+    )
     for annotation in figure.layout.annotations[: len(shown)]:
         annotation.font.size = 13
     figure.update_xaxes(**_shared(whole, pieces, "xaxis"))
@@ -88,7 +96,7 @@ def _in_order(column: pd.Series) -> list[Hashable]:
 
 
 def _text(value: Hashable) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return "not set"
     return f"{value:.6g}" if isinstance(value, float) else parts.escape(value)
 

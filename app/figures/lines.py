@@ -13,7 +13,6 @@ from app.figures import parts, styles
 #: Up to this many lines are labelled at their ends; more have a legend.
 DIRECT_LABELS = 6
 _LABEL_CHARACTERS = 30
-OUT_OF_MEMORY = "out_of_memory"
 
 
 def lines(
@@ -27,7 +26,7 @@ def lines(
     x_unit: str = "",
     is_log_x: bool | None = None,
     baseline: str | None = None,
-    floor: tuple[str, float] | None = None,
+    reference: float | None = None,
 ) -> go.Figure:
     """A metric against a numeric field, one line per group.
 
@@ -36,8 +35,8 @@ def lines(
 
     Args:
         frame: one line per repeat with ``group`` (in order of first appearance), ``adapter`` (colour key), ``x`` (the
-            field, numeric), ``value`` in ``unit``, ``run_id``, and optionally ``state``. Lines without ``x`` are left
-            out.
+            field, numeric), ``value`` in ``unit``, ``run_id``, and optionally ``state``. A group that has no ``x`` at
+            all (full fine-tuning has no rank) is a level line across.
         colours: adapter -> colour; adapters that are missing are grey.
         title: metric; scale and direction are added.
         unit: of ``value``, as metrics store it.
@@ -46,17 +45,17 @@ def lines(
         x_unit: of ``x``, empty for plain numbers.
         is_log_x: None lets the axis be logarithmic where the field spans a decade or grows by factors.
         baseline: group whose line is dashed.
-        floor: name and value of a dashed reference through all of it, such as the base model's 1x.
+        reference: value of a dashed line through all of it, such as 1x.
     """
-    rows = frame[frame["x"].notna()].assign(group=frame["group"].map(parts.escape))
+    rows = _with_levels(frame.assign(group=lambda found: found["group"].map(parts.escape)))
     baseline = parts.escape(baseline) if baseline is not None else None
-    failed = rows["state"].eq(OUT_OF_MEMORY) if "state" in rows else pd.Series(False, index=rows.index)
+    failed = rows["state"].eq(parts.OUT_OF_MEMORY) if "state" in rows else pd.Series(False, index=rows.index)
     measured, ended = rows[~failed & rows["value"].notna()], rows[failed]
     medians = measured.groupby(["group", "x"], sort=False)["value"].median()
     known = pd.concat([measured["value"], ended["value"].dropna()])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    if floor is not None:
-        low, high = min(low, floor[1]), max(high, floor[1])
+    if reference is not None:
+        low, high = min(low, reference), max(high, reference)
     is_log = bool((known > 0).all()) and parts.needs_log_axis(medians)
     y_axis = parts.value_axis(low, high, unit, is_log=is_log, room=1.12)
     top = 10 ** (y_axis["range"][1] - 0.02) if is_log else y_axis["range"][1] * 0.97
@@ -72,13 +71,23 @@ def lines(
         title=parts.escape(x_title), showgrid=False, **parts.field_axis(rows["x"], x_unit, is_log=is_log_x)
     )
     figure.update_yaxes(**y_axis)
-    if floor is not None:
-        figure.add_hline(y=floor[1], line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
-    if 1 < len(looks) <= DIRECT_LABELS and max(len(group) for group in looks) <= _LABEL_CHARACTERS:
+    if reference is not None:
+        figure.add_hline(y=reference, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    if 1 < len(looks) <= DIRECT_LABELS and max(map(parts.length, looks)) <= _LABEL_CHARACTERS:
         _end_labels(figure, medians, looks, is_log)
     elif len(looks) > 1:
         parts.legend(figure, hover=False)
     return figure
+
+
+def _with_levels(rows: pd.DataFrame) -> pd.DataFrame:
+    """The lines that have an ``x``, and those of groups without any, once at each end of the axis."""
+    has_x = rows.groupby("group", sort=False)["x"].transform(lambda values: values.notna().any())
+    ends = rows["x"].dropna()
+    if ends.empty or has_x.all():
+        return rows[rows["x"].notna()]
+    level = rows[~has_x]
+    return pd.concat([rows[rows["x"].notna()], *(level.assign(x=end) for end in {ends.min(), ends.max()})])
 
 
 def _line(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, x_title: str) -> None:
@@ -127,8 +136,11 @@ def _ended(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Styl
         name=group,
         legendgroup=group,
         showlegend=False,
-        mode="markers",
-        marker={"size": 11, "symbol": "x-open", "color": style.colour, "line": {"width": 2}},
+        mode="markers+text",
+        text=["out of memory"] + [""] * (len(reached) - 1),
+        textposition="top center",
+        textfont={"size": 11},
+        marker={"size": 11, "symbol": "circle-open", "color": style.colour, "line": {"width": 2}},
         customdata=[
             [group, f"out of memory at {formatting.measured(value, unit)}" if pd.notna(value) else "out of memory"]
             for value in reached

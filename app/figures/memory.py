@@ -152,6 +152,7 @@ def stacked(
         limit: name and value of what the totals must stay under, drawn as a line where it is near enough to be seen.
     """
     figure = go.Figure()
+    frame = frame.assign(label=frame["label"].map(parts.escape))
     labels = list(dict.fromkeys(frame["label"]))
     known = [name for name in colours if (frame["part"] == name).any()]
     for part in [*known, *(name for name in dict.fromkeys(frame["part"]) if name not in colours)]:
@@ -162,7 +163,7 @@ def stacked(
             y=list(rows.index),
             name=part,
             orientation="h",
-            marker=_filling(part, colours.get(part, formatting.GREY)),
+            marker=filling(part, colours.get(part, formatting.GREY)),
             text=texts if part != UNATTRIBUTED else None,
             insidetextfont={"color": parts.text_on(colours.get(part, formatting.GREY))},
             textposition="inside",
@@ -189,11 +190,10 @@ def stacked(
         showlegend=False,
     )
     near = limit is not None and limit[1] < high * 3
-    parts.finish(figure, f"{title}{parts.direction(better)}", height_px=150 + parts.ROW_HEIGHT_PX * len(labels))
+    parts.finish(figure, f"{title}{parts.direction(better)}", height_px=150 + parts.rows_px(len(labels)))
     parts.legend(figure, hover=False)
     figure.update_layout(barmode="stack", bargap=0.35, uniformtext={"minsize": 11, "mode": "hide"})
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, title=None)
-    figure.update_yaxes(tickfont={"size": 13})
+    parts.name_axis(figure, labels)
     top = max(high * 1.4, limit[1] * 1.1) if near and limit else high * 1.4
     ticks, texts = parts.linear_ticks(max(high, top / 1.3) * 1.02, unit)
     figure.update_xaxes(range=[0, top or 1], tickvals=ticks, ticktext=texts)
@@ -201,14 +201,14 @@ def stacked(
         figure.add_vline(
             x=limit[1],
             line={"width": 1.5, "color": "#D55E00"},
-            annotation={"text": limit[0], "font": {"size": 12}},
+            annotation={"text": parts.escape(limit[0]), "font": {"size": 12}},
             annotation_position="bottom left",
         )
     return figure
 
 
-def _filling(part: str, colour: str) -> dict[str, object]:
-    """Plain colour; what no category explains is hatched."""
+def filling(part: str, colour: str) -> dict[str, object]:
+    """The fill of one part of a stack: plain colour; what no category explains is hatched."""
     if part != UNATTRIBUTED:
         return {"color": colour, "line": {"width": 0}}
     hatch = {"shape": "/", "fgcolor": formatting.GREY, "bgcolor": "rgba(0,0,0,0)", "size": 7, "solidity": 0.25}

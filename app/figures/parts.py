@@ -20,7 +20,11 @@ import plotly.graph_objects as go
 from app import formatting
 
 ROW_HEIGHT_PX = 46
+_CLOSE_ROW_HEIGHT_PX = 28
+_ROOMY_ROWS = 12
 PANEL_HEIGHT_PX = 320
+#: The state of a run whose marker is hollow.
+OUT_OF_MEMORY = "out_of_memory"
 #: Name of annotations that stand in for a legend.
 DIRECT_LABEL = "direct label"
 
@@ -139,6 +143,11 @@ def escape(text: object) -> str:
     return html.escape(" ".join(str(text).split()), quote=False)
 
 
+def length(text: str) -> int:
+    """How many characters of an escaped text are seen."""
+    return len(html.unescape(text))
+
+
 def wrapped(text: str, width: int = 30, lines: int = 2) -> str:
     """A label on at most ``lines`` lines of ``width`` characters, cut with an ellipsis; escaped before or after alike.
 
@@ -228,6 +237,17 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
+def text_start(end: float, line: float | None, high: float) -> float:
+    """Where the text of a row starts: at the row's end, or behind an upright line that would cross it.
+
+    Args:
+        end: of the row.
+        line: the upright line, None without one.
+        high: the largest value of the axis.
+    """
+    return line if line is not None and end < line < end + 0.35 * high else end
+
+
 def end_labels(figure: go.Figure, ends: dict[str, tuple[float, str]], *, is_log: bool) -> None:
     """Names right of the plot, each at the height of its line's end as far as names do not overlap.
 
@@ -254,8 +274,13 @@ def end_labels(figure: go.Figure, ends: dict[str, tuple[float, str]], *, is_log:
             align="left",
             font={"size": 13},
         )
-    longest = max((len(html.unescape(name)) for name in ends), default=0)
+    longest = max(map(length, ends), default=0)
     figure.update_layout(margin={"r": 36 + round(7.4 * longest)})
+
+
+def rows_px(number: int) -> int:
+    """The height of so many rows: many lie closer to each other."""
+    return max(number, 1) * (ROW_HEIGHT_PX if number <= _ROOMY_ROWS else _CLOSE_ROW_HEIGHT_PX)
 
 
 def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
@@ -264,7 +289,7 @@ def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
         categoryorder="array",
         categoryarray=list(labels)[::-1],
         tickvals=list(labels),
-        ticktext=[wrapped(label) for label in labels],
+        ticktext=[wrapped(label) if len(labels) <= _ROOMY_ROWS else wrapped(label, 44, lines=1) for label in labels],
         tickfont={"size": 13},
         showgrid=False,
         title=None,

@@ -14,13 +14,14 @@ MEASURED_COLOUR = "#0072B2"
 MEASURED, PUBLISHED = "measured here", "published"
 
 
-def ratios(frame: pd.DataFrame, *, title: str) -> go.Figure:
+def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Figure:
     """Measured ratios with their range beside published ones, a row per ratio.
 
     Args:
         frame: ``label``, ``measured``, ``low``, ``high``, ``published``, as the fields of ``engine.cases``' Ratio; any
             number may be missing (not measured yet, nothing published). ``low`` to ``high`` is drawn as a range.
         title: what is divided by what.
+        is_small: for a card: no title, no legend, no axis, each label above its row.
     """
     rows = frame.assign(label=[parts.escape(label) for label in frame["label"]])
     for column in ("measured", "low", "high", "published"):
@@ -56,7 +57,7 @@ def ratios(frame: pd.DataFrame, *, title: str) -> go.Figure:
     far = rows[["measured", "high", "published"]].max(axis=1)
     shown = rows[far.notna()]
     figure.add_scatter(
-        x=far[far.notna()],
+        x=[parts.text_start(end, 1.0, float(far.max())) for end in far[far.notna()]],
         y=shown["label"],
         mode="text",
         text=[_text(line.measured, line.published) for line in shown.itertuples()],
@@ -67,17 +68,51 @@ def ratios(frame: pd.DataFrame, *, title: str) -> go.Figure:
         showlegend=False,
     )
     labels = list(dict.fromkeys(rows["label"]))
-    head = f"{parts.escape(title)}, log scale" if is_log else parts.escape(title)
-    parts.finish(figure, head, height_px=150 + parts.ROW_HEIGHT_PX * max(len(labels), 1))
-    parts.legend(figure, hover=False)
-    parts.name_axis(figure, labels)
     low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
     axis = parts.value_axis(min(low, 1.0), max(high, 1.0), "ratio", is_log=is_log)
     left, right = axis["range"]
     # Room on the right for the numbers.
-    figure.update_xaxes(**{**axis, "range": [left, right + (right - left) * 0.5]})
+    axis["range"] = [left, right + (right - left) * (0.9 if is_small else 0.5)]
     figure.add_vline(x=1, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    figure.update_xaxes(**axis)
+    if is_small:
+        _small(figure, labels)
+        return figure
+    head = f"{parts.escape(title)}, log scale" if is_log else parts.escape(title)
+    parts.finish(figure, head, height_px=150 + parts.rows_px(len(labels)))
+    parts.legend(figure, hover=False)
+    parts.name_axis(figure, labels)
     return figure
+
+
+def _small(figure: go.Figure, labels: list[str]) -> None:
+    """As little as a card has room for."""
+    figure.update_layout(
+        height=44 * max(len(labels), 1) + 12, margin={"l": 0, "r": 0, "t": 6, "b": 0}, showlegend=False
+    )
+    figure.update_traces(textfont={"size": 12}, selector={"mode": "text"})
+    figure.update_traces(marker={"size": 10}, selector={"mode": "markers"})
+    figure.update_traces(line={"width": 6}, selector={"mode": "lines"})
+    figure.update_shapes(line={"dash": "dot", "width": 1})
+    figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=labels[::-1],
+        range=[-0.4, len(labels) - 0.1],
+        showticklabels=False,
+        showgrid=False,
+        zeroline=False,
+    )
+    for place, label in enumerate(reversed(labels)):
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            y=place + 0.44,
+            xanchor="left",
+            text=parts.wrapped(label, 52, lines=1),
+            showarrow=False,
+            font={"size": 12},
+        )
 
 
 def _text(measured: float, published: float) -> str:

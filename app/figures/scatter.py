@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -11,6 +12,9 @@ from app import formatting
 from app.figures import parts, styles
 
 _DIRECT_LABELS = 6
+_LABEL_CHARACTERS = 32
+# Names of points nearer than this share of the width would overlap.
+_NEAR = 0.3
 
 
 def pareto_front(points: pd.DataFrame, better_x: formatting.Better, better_y: formatting.Better) -> list[object]:
@@ -46,12 +50,15 @@ def scatter(
         y: name of the metric up.
         baseline: group whose point is ringed.
     """
-    rows = frame[frame["name"].isin([x, y]) & frame["value"].notna()].assign(group=frame["group"].map(parts.escape))
+    rows = frame[frame["name"].isin([x, y]) & frame["value"].notna()].assign(
+        group=lambda found: found["group"].map(parts.escape)
+    )
     points = _points(rows, x, y)
     units = {name: str(rows.loc[rows["name"] == name, "unit"].iloc[0]) if len(points) else "" for name in (x, y)}
     looks = styles.of_groups(rows[rows["group"].isin(points.index)], colours)
     figure = go.Figure()
     better_x, better_y = formatting.better(x), formatting.better(y)
+    ringed = None if baseline is None else parts.escape(baseline)
     front = pareto_front(points, better_x, better_y) if better_x and better_y else []
     if len(front) > 1:
         figure.add_scatter(
@@ -59,14 +66,15 @@ def scatter(
             y=points.loc[front, "y"],
             mode="lines",
             line={"dash": "dot", "width": 2, "color": formatting.GREY},
-            name="no other is better in both",
             hoverinfo="skip",
+            showlegend=False,
         )
     for group, style in looks.items():
-        _point(figure, group, points.loc[group], style, (x, y), units, is_ringed=group == _escaped(baseline))
+        _point(figure, group, points.loc[group], style, (x, y), units, is_ringed=group == ringed)
+    title = f"{formatting.metric_title(y)} against {_lower_first(formatting.metric_title(x))}"
     parts.finish(
         figure,
-        f"{formatting.metric_title(y)} against {_lower_first(formatting.metric_title(x))}",
+        f"{title}; dotted: no other is better in both" if len(front) > 1 else title,
         height_px=parts.PANEL_HEIGHT_PX + 80,
     )
     for name, column, update in ((x, "x", figure.update_xaxes), (y, "y", figure.update_yaxes)):
@@ -75,15 +83,11 @@ def scatter(
         axis = parts.value_axis(low, high, units[name], is_log=is_log, room=1.15)
         scale = ", log scale" if is_log else ""
         update(title=f"{formatting.metric_title(name)}{scale}{parts.direction(formatting.better(name))}", **axis)
-    if len(looks) <= _DIRECT_LABELS:
+    if len(looks) <= _DIRECT_LABELS and max(map(parts.length, looks), default=0) <= _LABEL_CHARACTERS:
         _labels(figure, points)
     else:
         parts.legend(figure, hover=False)
     return figure
-
-
-def _escaped(text: str | None) -> str | None:
-    return None if text is None else parts.escape(text)
 
 
 def _lower_first(text: str) -> str:
@@ -154,20 +158,33 @@ def _point(
 
 
 def _labels(figure: go.Figure, points: pd.DataFrame) -> None:
-    """Names beside the points, on the side where the plot has room."""
-    left, right = figure.layout.xaxis.range
-    is_log = figure.layout.xaxis.type == "log"
-    for group, point in points.iterrows():
-        place = point["x"]
-        middle = 10 ** ((left + right) / 2) if is_log else (left + right) / 2
-        figure.add_scatter(
-            x=[place],
-            y=[point["y"]],
-            mode="text",
-            text=[f"\u2002{parts.wrapped(str(group))}\u2002"],
-            textposition="middle right" if place < middle else "middle left",
-            textfont={"size": 13},
-            cliponaxis=False,
-            hoverinfo="skip",
-            showlegend=False,
-        )
+    """Names beside the points, on the side where the plot has room; those of near points one below the other."""
+    places = {column: _shares(points[column], figure.layout[f"{column}axis"]) for column in ("x", "y")}
+    margin = figure.layout.margin
+    gap = 18 / (figure.layout.height - margin.t - margin.b)
+    left_over = sorted(points.index, key=lambda group: places["x"][group])
+    while left_over:
+        near = [group for group in left_over if places["x"][group] - places["x"][left_over[0]] < _NEAR]
+        left_over = left_over[len(near) :]
+        is_left = places["x"][near[0]] < 0.5
+        for group, height in zip(near, parts.apart([places["y"][group] for group in near], gap), strict=True):
+            figure.add_annotation(
+                name=parts.DIRECT_LABEL,
+                x=places["x"][group],
+                xref="paper",
+                y=height,
+                yref="paper",
+                xanchor="left" if is_left else "right",
+                yanchor="middle",
+                xshift=10 if is_left else -10,
+                yshift=10,
+                text=str(group),
+                showarrow=False,
+                font={"size": 13},
+            )
+
+
+def _shares(values: pd.Series, axis: go.layout.XAxis) -> pd.Series:
+    """Where values lie along an axis, from 0 to 1."""
+    start, end = axis.range
+    return ((values.map(math.log10) if axis.type == "log" else values) - start) / (end - start)

@@ -20,42 +20,77 @@ def spread(
     unit: str = "s",
     better: formatting.Better | None = "lower",
     baseline: str | None = None,
+    is_panel: bool = False,
 ) -> go.Figure:
     """Repeats, median and interquartile range of a metric, one row per label.
 
     Args:
         frame: one line per repeat with ``label`` (row, in order of first appearance), ``adapter`` (colour key),
-            ``value`` in ``unit`` and ``run_id``.
+            ``value`` in ``unit`` and ``run_id``. A label whose runs all ended out of memory (``state``)
+            has a hollow marker at what was reached.
         colours: adapter -> colour; adapters that are missing are grey.
         title: metric and unit; the direction is added.
         unit: of ``value``, as metrics store it.
         better: which way the metric is better.
         baseline: label of the row whose median is drawn as a dashed line through all rows.
+        is_panel: one of several small charts, where only hovering tells what a median stands on.
     """
     figure = go.Figure()
-    labels = list(dict.fromkeys(frame["label"]))
+    frame = frame.assign(label=frame["label"].map(parts.escape))
+    is_ended = frame["state"].eq(parts.OUT_OF_MEMORY) if "state" in frame else pd.Series(False, index=frame.index)
+    has_value = frame["value"].notna() & ~is_ended
+    without = _reached(frame[is_ended], set(frame[has_value]["label"]))
+    labels = [label for label in dict.fromkeys(frame[has_value | is_ended]["label"])]
+    frame = frame[has_value]
+    baseline = None if baseline is None else parts.escape(baseline)
     middle = None
-    if baseline in labels:
+    if baseline in set(frame["label"]):
         middle = float(frame.loc[frame["label"] == baseline, "value"].median())
-    for label in labels:
-        _row(figure, label, frame[frame["label"] == label], colours, unit)
-        ends = float(frame.loc[frame["label"] == label, "value"].max())
-        if middle is not None and ends < middle < ends + 0.3 * float(frame["value"].max()):
-            # The row's text starts behind the baseline instead of being crossed by it.
-            figure.data[-1].x = [middle]
+    for label in (label for label in labels if label not in without):
+        _row(figure, label, frame[frame["label"] == label], colours, unit, is_panel)
+        end = float(frame.loc[frame["label"] == label, "value"].max())
+        figure.data[-1].x = [parts.text_start(end, middle, float(frame["value"].max()))]
     if middle is not None:
         figure.add_vline(x=middle, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
     # By the medians: one disturbed repeat is no reason to bend the axis.
     log = bool((frame["value"] > 0).all()) and parts.needs_log_axis(frame.groupby("label")["value"].median())
     head = f"{title}, log scale" if log else title
-    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.ROW_HEIGHT_PX * len(labels))
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, title=None)
-    figure.update_yaxes(tickfont={"size": 13})
-    _value_axis(figure, float(frame["value"].min()), float(frame["value"].max()), unit, log)
+    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.rows_px(len(labels)))
+    parts.name_axis(figure, labels)
+    known = [*frame["value"], *(value for value in without.values() if math.isfinite(value))] or [0.0]
+    _value_axis(figure, float(min(known)), float(max(known)), unit, log)
+    for label, reached in without.items():
+        is_known = math.isfinite(reached)
+        text = f"out of memory at {formatting.measured(reached, unit)}" if is_known else "out of memory"
+        _no_value(figure, label, reached if is_known else 10 ** figure.layout.xaxis.range[0] if log else 0.0, text)
     return figure
 
 
-def _row(figure: go.Figure, label: str, rows: pd.DataFrame, colours: Mapping[str, str], unit: str) -> None:
+def _reached(ended: pd.DataFrame, measured: set[str]) -> dict[str, float]:
+    """What was reached by the labels that have nothing but runs out of memory, nan where that is not known."""
+    return {
+        label: float(rows["value"].max()) for label, rows in ended.groupby("label", sort=False) if label not in measured
+    }
+
+
+def _no_value(figure: go.Figure, label: str, place: float, text: str) -> None:
+    """A hollow marker with the reason why there is no value."""
+    figure.add_scatter(
+        x=[place],
+        y=[label],
+        mode="markers+text",
+        marker={"symbol": "circle-open", "size": 11, "color": formatting.GREY, "line": {"width": 2}},
+        text=[f"\u2003{text}"],
+        textfont={"size": 13},
+        textposition="middle right",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+
+
+def _row(
+    figure: go.Figure, label: str, rows: pd.DataFrame, colours: Mapping[str, str], unit: str, is_panel: bool
+) -> None:
     values = rows["value"]
     colour = colours.get(str(rows["adapter"].iloc[0]), formatting.GREY)
     median = float(values.median())
@@ -78,20 +113,20 @@ def _row(figure: go.Figure, label: str, rows: pd.DataFrame, colours: Mapping[str
             hovertemplate=f"interquartile range {formatting.measured(lower, unit)} to "
             f"{formatting.measured(upper, unit)}<extra></extra>",
         )
+    evidence = formatting.evidence(len(rows), rows["run_id"].nunique())
     figure.add_scatter(
         x=[median],
         y=[label],
         mode="markers",
         marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": colour}},
-        hovertemplate=f"{label}<br>median {formatting.measured(median, unit)}<extra></extra>",
+        hovertemplate=f"%{{y}}<br>median {formatting.measured(median, unit)}<br>{evidence}<extra></extra>",
     )
-    evidence = formatting.evidence(len(rows), rows["run_id"].nunique())
     figure.add_scatter(
         x=[float(values.max())],
         y=[label],
         mode="text",
         # Em spaces, as ordinary ones at the start of a line are dropped.
-        text=[f"\u2003<b>{formatting.measured(median, unit)}</b>\u2002{evidence}"],
+        text=[f"\u2003<b>{formatting.measured(median, unit)}</b>\u2002{'' if is_panel else evidence}"],
         textfont={"size": 13},
         textposition="middle right",
         cliponaxis=False,

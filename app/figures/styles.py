@@ -52,6 +52,6 @@ def _shade(colour: str, place: int, number: int) -> str:
         return colour
     red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    low, high = max(lightness - 0.13, 0.26), min(lightness + 0.22, 0.74)
+    low, high = max(lightness - 0.06, 0.34), min(lightness + 0.3, 0.74)
     shaded = colorsys.hls_to_rgb(hue, low + (high - low) * place / (number - 1), saturation)
     return "#" + "".join(f"{round(part * 255):02x}" for part in shaded)

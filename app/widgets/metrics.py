@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import formatting
+from app import figures, formatting
+from app.widgets import presenting
 from db.runs import MetricRow
 
 
@@ -114,4 +115,5 @@ def draw(charts: Sequence[Chart], *, columns: int = 1) -> None:
 
 
 def _draw_one(chart: Chart) -> None:
-    st.plotly_chart(chart.figure, key=chart.key, alt=chart.alt, config={"displaylogo": False})
+    figure = figures.present(chart.figure) if presenting.is_on() else chart.figure
+    st.plotly_chart(figure, key=chart.key, alt=chart.alt, config={"displaylogo": False})
