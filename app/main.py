@@ -31,6 +31,12 @@ page = st.navigation(
             default=True,
         ),
         st.Page(
+            "views/cases.py",
+            title="Cases",
+            icon=":material/fact_check:",
+            help="Five published claims, and what this machine says of them.",
+        ),
+        st.Page(
             "views/launch.py",
             title="Launch",
             icon=":material/rocket_launch:",
@@ -60,6 +66,7 @@ page = st.navigation(
             icon=":material/merge:",
             help="Merge an adapter on disk into a model on disk, however large.",
         ),
+        st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
         st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
     ],
     position="hidden" if presenting.is_on() else "top",

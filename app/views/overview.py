@@ -1,30 +1,23 @@
-"""Overview: what adapters cost on this machine, a section for each kind of run that was measured here."""
+"""Overview: five questions, each with its key number on this machine, a small chart and the verdict on the claim."""
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Sequence
+
 import streamlit as st
 
-from app import formatting, state
-from app.kinds import KINDS
-from app.widgets import first_sweep, frames, labels
-from app.widgets.downloads import table_downloads
-from app.widgets.metrics import Card, cards, draw
+from app import figures, formatting, state
+from app.widgets import case_parts, case_runs, first_sweep, presenting, samples, sweep_card
+from app.widgets.case_runs import CaseRuns, Origin
+from app.widgets.metrics import Chart, draw
 from db import runs
-from db.runs import RunRow
+from engine import cases
 
-LORA, DORA = "LoRA · Stock PEFT", "DoRA · Stock PEFT"
-TITLES = {
-    "init": "Attaching an adapter",
-    "merge": "Merging an adapter",
-    "train": "Training",
-    "inference": "Generating text",
-}
-BASELINES = {"init": LORA, "merge": LORA, "train": labels.FULL, "inference": labels.BASE}
+SMALL_ROWS = 4
 
 
 @st.fragment(run_every=state.LIVE_EVERY_S)
-def live_progress(ended: int) -> None:
+def live_first_sweep(ended: int) -> None:
     """The first sweep while it runs, read from the database at every tick; each run that ends redraws the chart."""
     with state.database().reading() as session:
         current = first_sweep.latest(session)
@@ -34,120 +27,138 @@ def live_progress(ended: int) -> None:
         first_sweep.progress_card(current)
 
 
-def init_numbers(summary: pd.DataFrame) -> None:
-    """The answer in four numbers, of runs whose checks passed."""
-    passed = summary[summary["failed_checks"] == 0].set_index("variant")
-    medians = passed["median_s"]
-    lora, dora = medians.get(LORA), medians.get(DORA)
-    faster = medians[medians.index.str.startswith("DoRA · ") & (medians.index != DORA)]
-    best = str(faster.idxmin()) if len(faster) else None
-    times = dora / medians[best] if best and dora else None
-
-    def evidence(variant: str) -> str:
-        row = passed.loc[variant] if variant in passed.index else None
-        return "not measured" if row is None else formatting.evidence(int(row["repeats"]), int(row["runs"]))
-
-    ratio = formatting.ratio(dora / lora if lora and dora else None)
-    cards(
-        [
-            Card("LoRA init", formatting.seconds(lora), evidence(LORA)),
-            Card("DoRA init, stock", formatting.seconds(dora), evidence(DORA)),
-            Card("DoRA / LoRA", ratio, "stock against stock"),
-            Card(
-                f"Fastest DoRA: {best.removeprefix('DoRA · ')}" if best else "Fastest DoRA",
-                formatting.seconds(medians[best]) if best else formatting.DASH,
-                f"{formatting.ratio(times)} as fast as stock" if times else "not measured",
-                is_good=bool(times and times > 1),
-            ),
-        ]
-    )
-
-
-def pick_setting(kind: str, rows: list[RunRow]) -> tuple[str, dict[int, RunRow]]:
-    """The runs of one setting, newest first, with those without an adapter that are alike in the rest."""
-    with_adapter = [row for row in rows if row.spec.get("adapter") is not None]
-    settings = list(dict.fromkeys(labels.setting_label(row.spec) for row in with_adapter or rows))
-    setting = settings[0]
-    if len(settings) > 1:
-        setting = st.selectbox(
-            "Setting",
-            settings,
-            key=f"overview_setting_{kind}",
-            width=460,
-            help="Only runs that are alike in all of this are compared.",
-        )
-    alike = [row for row in rows if labels.setting_label(row.spec) == setting]
-    shared = {labels.bare_setting_label(row.spec) for row in alike}
-    bare = [row for row in rows if row.spec.get("adapter") is None and labels.setting_label(row.spec) in shared]
-    return setting, {row.id: row for row in [*alike, *bare]}
-
-
-def section(kind: str, rows: list[RunRow]) -> None:
-    """What was measured of one kind: its first chart and the numbers behind it."""
-    view = KINDS[kind]
-    st.subheader(TITLES[kind], anchor=kind)
-    setting, chosen = pick_setting(kind, rows)
-    st.caption(formatting.plain(f"{setting} · {state.devices()[0].name}"))
-    disturbed = [run for run in chosen.values() if (run.background_cpu_share or 0) > frames.DISTURBED_SHARE]
-    if disturbed:
-        st.warning(
-            f"Other processes used the CPU during {formatting.plural(len(disturbed), 'run')} of {len(chosen)}; "
-            "measure again when the machine is quiet.",
-            icon=":material/noise_aware:",
-        )
+@st.fragment(run_every=state.LIVE_EVERY_S)
+def live_cases(active: frozenset[str]) -> None:
+    """The sweeps of the cases while they run. The cards are drawn anew only when one of them has ended."""
     with state.database().reading() as session:
-        values = runs.metric_values(session, run_ids=chosen, names=view.NAMES)
-    frame = frames.in_order(frames.metric_frame(values, chosen, frames.way_label), view.COMPARED)
-    if kind == "inference":
-        frame = view.by_variant(frame)
-    summary = view.summary(frame)
-    device = state.devices()[0]
-    limit = {"limit": (f"{device.id}: {formatting.size(device.memory_bytes)}", device.memory_bytes)}
-    charts = view.comparison(frame, baseline=BASELINES[kind], **(limit if kind == "train" else {}))
-    if not charts:
-        st.info("The runs of this setting hold no numbers.", icon=":material/info:")
-        return
-    if kind == "init":
-        init_numbers(summary)
-    draw(charts[:1])
-    with st.expander("Numbers", icon=":material/table_rows:", expanded=kind == "init"):
-        shown = view.table(summary)
-        right = st.column_config.TextColumn(alignment="right")
-        st.dataframe(
-            shown,
-            hide_index=True,
-            alt=f"The numbers of the chart: {TITLES[kind]}",
-            column_config={name: right for name in shown.columns[1:]},
+        rows = case_runs.batch(case_runs.listed(session, case_runs.HERE))
+    now_active = {
+        case.id
+        for case, size in case_runs.HERE
+        if {row.spec_hash for row in rows if row.state in case_runs.ACTIVE} & set(case_runs.hashes(case.id, size))
+    }
+    if now_active != active:
+        st.rerun()
+    else:
+        sweep_card.sweep_card(sweep_title(active), rows, key="cancel_cases")
+
+
+def sweep_title(active: frozenset[str]) -> str:
+    """Which questions are being answered."""
+    names = [case_parts.short_name(case) for case in cases.cases() if case.id in active]
+    return f"Measuring {formatting.listing(names)}"
+
+
+def card(found: CaseRuns, origin: Origin, *, with_button: bool) -> None:
+    """One question with its answer, as far as there is one."""
+    case = found.case
+    with st.container(border=True, height="stretch", gap="small"):
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.caption(f"{case.number} · {case_parts.short_name(case)}", width="content")
+            if found.is_active:
+                st.badge("Measuring", icon=":material/hourglass_top:", color="blue")
+        st.markdown(f"**{case.question}**")
+        if found.is_measured:
+            answer(found)
+            with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+                st.caption(f"“{case.title}”", width="content")
+                case_parts.verdict_badge(found.verdict, origin)
+        elif not found.is_active:
+            not_measured(found, with_button=with_button)
+        st.page_link(
+            "views/case.py",
+            label="The claim, the numbers, what to do",
+            icon=":material/arrow_forward:",
+            icon_position="right",
+            query_params=case_parts.link(origin, id=case.id),
         )
-        table_downloads(summary, f"{kind}_summary")
 
 
-st.title("Adapters on this machine")
+def answer(found: CaseRuns) -> None:
+    """The key number and the chart of ratios."""
+    case_parts.key_number(found)
+    frame = case_parts.ratio_frame(found.verdict.ratios[:SMALL_ROWS])
+    if frame["measured"].notna().any():
+        figure = figures.ratios(frame, title="")
+        draw([Chart(figure, f"ratios_{found.case.id}", f"Measured beside published: {found.case.title}")])
 
+
+def not_measured(found: CaseRuns, *, with_button: bool) -> None:
+    """That there is no number yet, and the button that gets it."""
+    published = case_parts.published_text(found.verdict)
+    st.caption(f"Not measured here yet{f'; {published}' if published else ''}.")
+    if with_button:
+        st.caption(case_runs.minutes_text(found))
+        case_parts.measure_button(found, state.devices(), "Measure", key=f"measure_{found.case.id}", is_primary=False)
+
+
+def rest(found: Sequence[CaseRuns]) -> None:
+    """The button for every question without an answer, as the sixth card."""
+    left = [
+        one
+        for one in found
+        if not one.is_measured and not one.is_active and case_runs.refusal(one.sweep, state.devices()) is None
+    ]
+    if len(left) < 2:
+        return
+    minutes = sum(one.sweep.minutes or 0 for one in left)
+    with st.container(border=True, height="stretch", horizontal_alignment="center", vertical_alignment="center"):
+        st.button(
+            "Measure all five" if len(left) == len(found) else f"Measure the other {len(left)}",
+            key="measure_all",
+            type="primary",
+            icon=":material/playlist_play:",
+            on_click=case_runs.start,
+            args=([(one.case, one.size) for one in left],),
+        )
+        st.caption(f"about {formatting.duration(minutes * 60)} on two cores", text_alignment="center")
+
+
+def grid(found: Sequence[CaseRuns], origin: Origin, *, with_buttons: bool) -> None:
+    """The five cards, and the button for what is missing."""
+    with st.grid(3, min_column_width=330, gap="small"):
+        for one in found:
+            card(one, origin, with_button=with_buttons)
+        if with_buttons:
+            rest(found)
+
+
+def header() -> None:
+    """The title, and the way to the projector."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title("Adapters on this machine", anchor=False, width="content")
+        presenting.button()
+
+
+header()
+devices = state.devices()
 with state.database().reading() as session:
-    stored = runs.list_runs(session, kinds=list(KINDS), states=["succeeded"], limit=2000)
+    found = case_runs.load(session, case_runs.HERE, devices)
     sweep = first_sweep.latest(session)
-# Imported runs come from other machines.
-stored = [row for row in stored if row.origin == "local"]
-
-if sweep is not None and sweep.is_active:
-    live_progress(sweep.ended)
-elif not stored:
-    first_sweep.empty_state(sweep)
-if not stored:
+    first = first_sweep.result(session, sweep) if sweep is not None else None
+    is_new = not runs.measured_hashes(session)
+origin = case_parts.chosen_origin(has_local=not is_new)
+if origin == "sample":
+    samples.remove_offer()
+    with state.database().reading() as session:
+        found = case_runs.load(session, case_runs.HERE, devices, origin)
+    grid(found, origin, with_buttons=False)
+    presenting.way_back()
     st.stop()
 
-models = list(dict.fromkeys(row.model for row in stored))
-model = models[0]
-if len(models) > 1:
-    model = st.selectbox(
-        "Model", models, format_func=labels.model_label, key="overview_model", bind="query-params", width=260
-    )
-else:
-    st.caption(formatting.plain(labels.model_label(model)))
-for kind in KINDS:
-    of_kind = [row for row in stored if row.model == model and row.kind == kind]
-    if of_kind:
-        section(kind, of_kind)
-if sweep is not None and not sweep.is_active:
-    first_sweep.unsuccessful_notes(sweep)
+st.caption(formatting.plain(f"{devices[0].name}, {formatting.size(devices[0].memory_bytes)}"))
+active = frozenset(one.case.id for one in found if one.is_active)
+if sweep is not None and sweep.is_active:
+    live_first_sweep(sweep.ended)
+elif is_new and not active:
+    first_sweep.empty_state(sweep)
+    samples.offer()
+if active:
+    live_cases(active)
+# The page of the first case says the same with more runs behind it.
+if sweep is not None and first is not None and len(first) and not found[0].is_measured:
+    first_sweep.show(sweep, first)
+    if not sweep.is_active:
+        sweep_card.unsuccessful_notes(sweep.unsuccessful)
+grid(found, origin, with_buttons=not is_new and not presenting.is_on())
+presenting.way_back()

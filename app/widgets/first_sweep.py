@@ -1,4 +1,4 @@
-"""The sweep behind the Overview's one button: LoRA against DoRA, stock and two faster strategies.
+"""The sweep behind a new Overview's one button: LoRA against DoRA, stock and two faster strategies, and its result.
 
 Which runs belong to it and how far they are comes from the database, so that a reloaded page finds them again.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import streamlit as st
 from sqlalchemy.orm import Session
 
 from app import formatting, state
-from app.widgets import frames, labels, launching, progress
+from app.kinds import init
+from app.widgets import frames, labels, launching, sweep_card
+from app.widgets.downloads import table_downloads
+from app.widgets.metrics import Card, cards, draw
 from db import runs
 from db.runs import RunRow
 from engine.spec import Spec, parse_spec
 
 SWEEP_NAME = "LoRA against DoRA"
 REPEATS = 3
+LORA, DORA = "LoRA · Stock PEFT", "DoRA · Stock PEFT"
 # Model, and the cores and free bytes with which its four runs and their proofs end within a minute; largest first.
 MODELS: tuple[tuple[str, int, int], ...] = (
     ("tinyllama-1.1b", 8, 8 * 2**30),
@@ -95,7 +100,7 @@ def start() -> None:
 def empty_state(sweep: FirstSweep | None) -> None:
     """What a new database shows: one sentence and one button, and why the last try gave nothing."""
     if sweep is not None:
-        unsuccessful_notes(sweep)
+        sweep_card.unsuccessful_notes(sweep.unsuccessful)
     with st.container(border=True, horizontal_alignment="center", gap="medium"):
         st.space("small")
         st.markdown(
@@ -122,48 +127,71 @@ def start_button() -> None:
     )
 
 
-def unsuccessful_notes(sweep: FirstSweep) -> None:
-    """One sentence for each run of the sweep that has no result."""
-    for row in sweep.unsuccessful:
-        reason = frames.problem_sentence(row) or formatting.state_text(row.state)
-        st.warning(
-            f"{progress.run_name(row)} ended as {formatting.state_text(row.state).lower()}: {formatting.plain(reason)}",
-            icon=formatting.state_icon(row.state),
-        )
-
-
 def progress_card(sweep: FirstSweep) -> None:
-    """How far the sweep is: one bar for all of it, one line for each run."""
-    total = len(sweep.runs)
-    # What a run has done of building its model is left out: its first guess of what is left would take it back.
-    now_s = state.now_s()
-    measuring = [row for row in sweep.runs if row.state == "running" and (row.progress or {}).get("eta_s") is not None]
-    share = (sweep.ended + sum(progress.fraction_done(row, now_s) for row in measuring)) / total
-    with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.markdown(f"**Measuring on {labels.model_label(sweep.runs[0].model)}**", width="content")
-            with st.container(horizontal=True, vertical_alignment="center", width="content"):
-                progress.supervisor_badge()
-                st.button(
-                    "Cancel",
-                    key="cancel_first_sweep",
-                    icon=":material/cancel:",
-                    on_click=progress.cancel,
-                    args=([row.id for row in sweep.runs],),
-                )
-        st.progress(min(share, 1.0), text=f"{sweep.ended} of {total} runs measured")
-        with st.container(gap="xsmall"):
-            run_lines(sweep)
+    """How far the sweep is."""
+    sweep_card.sweep_card(
+        f"Measuring on {labels.model_label(sweep.runs[0].model)}", sweep.runs, key="cancel_first_sweep"
+    )
 
 
-def run_lines(sweep: FirstSweep) -> None:
-    """One line for each run, with what the running one does now."""
-    for row in sweep.runs:
-        name = formatting.plain(labels.variant_label(row))
-        line = f"{formatting.state_icon(row.state)} {name}"
-        if row.state == "running":
-            st.markdown(f"{line} · :gray[{progress.phase_text(row, state.now_s())}]")
-        elif row.state == "queued":
-            st.markdown(f":gray[{line}]")
-        else:
-            st.markdown(f":{formatting.state_colour(row.state)}[{formatting.state_icon(row.state)}] {name}")
+def result(session: Session, sweep: FirstSweep) -> pd.DataFrame:
+    """What its runs measured, for the charts of their kind; empty until one has a result."""
+    measured = {row.id: row for row in sweep.runs if row.state == "succeeded"}
+    values = runs.metric_values(session, run_ids=measured, names=init.NAMES)
+    return frames.in_order(frames.metric_frame(values, measured, frames.way_label), init.COMPARED)
+
+
+def show(sweep: FirstSweep, frame: pd.DataFrame) -> None:
+    """Its answer in four numbers, the chart, and the numbers of the chart."""
+    spec = sweep.runs[0].spec
+    st.subheader(f"LoRA against DoRA on {labels.model_label(sweep.runs[0].model)}", anchor=False)
+    st.caption(formatting.plain(f"{labels.setting_label(spec)} · {state.devices()[0].name}"))
+    disturbed = [row for row in sweep.runs if (row.background_cpu_share or 0) > frames.DISTURBED_SHARE]
+    if disturbed:
+        st.warning(
+            f"Other processes used the CPU during {formatting.plural(len(disturbed), 'run')} of {len(sweep.runs)}; "
+            "measure again when the machine is quiet.",
+            icon=":material/noise_aware:",
+        )
+    summary = init.summary(frame)
+    _numbers(summary)
+    draw(init.comparison(frame, baseline=LORA)[:1])
+    with st.expander("Numbers", icon=":material/table_rows:"):
+        shown = init.table(summary)
+        right = st.column_config.TextColumn(alignment="right")
+        st.dataframe(
+            shown,
+            hide_index=True,
+            alt="Seconds to attach LoRA and DoRA by strategy",
+            column_config={name: right for name in shown.columns[1:]},
+        )
+        table_downloads(summary, "lora_against_dora")
+
+
+def _numbers(summary: pd.DataFrame) -> None:
+    """The answer in four numbers, of runs whose checks passed."""
+    passed = summary[summary["failed_checks"] == 0].set_index("variant")
+    medians = passed["median_s"]
+    lora, dora = medians.get(LORA), medians.get(DORA)
+    faster = medians[medians.index.str.startswith("DoRA · ") & (medians.index != DORA)]
+    best = str(faster.idxmin()) if len(faster) else None
+    times = dora / medians[best] if best and dora else None
+
+    def evidence(variant: str) -> str:
+        row = passed.loc[variant] if variant in passed.index else None
+        return "not measured" if row is None else formatting.evidence(int(row["repeats"]), int(row["runs"]))
+
+    ratio = formatting.ratio(dora / lora if lora and dora else None)
+    cards(
+        [
+            Card("LoRA init", formatting.seconds(lora), evidence(LORA)),
+            Card("DoRA init, stock", formatting.seconds(dora), evidence(DORA)),
+            Card("DoRA / LoRA", ratio, "stock against stock"),
+            Card(
+                f"Fastest DoRA: {best.removeprefix('DoRA · ')}" if best else "Fastest DoRA",
+                formatting.seconds(medians[best]) if best else formatting.DASH,
+                f"{formatting.ratio(times)} as fast as stock" if times else "not measured",
+                is_good=bool(times and times > 1),
+            ),
+        ]
+    )

@@ -12,13 +12,16 @@ from urllib.parse import urlencode
 import streamlit as st
 
 _PARAMETER = "present"
-#: What a link to another page needs among its query parameters to stay in presentation mode.
-STAY = {_PARAMETER: "1"}
 
 
 def is_on() -> bool:
     """Whether this page is being presented: no navigation, no controls, larger type."""
     return st.query_params.get(_PARAMETER) == "1"
+
+
+def stay() -> dict[str, str]:
+    """What a link to another page needs among its query parameters to stay in presentation mode while it is on."""
+    return {_PARAMETER: "1"} if is_on() else {}
 
 
 def button() -> None:
@@ -28,7 +31,7 @@ def button() -> None:
     shown = [(name, value) for name in st.query_params for value in st.query_params.get_all(name)]
     st.link_button(
         "Present",
-        "?" + urlencode([*shown, *STAY.items(), ("embed", "true")]),
+        "?" + urlencode([*shown, (_PARAMETER, "1"), ("embed", "true")]),
         key="present",
         icon=":material/present_to_all:",
         help="Opens this page in larger type and without controls, for a projector.",

@@ -1,0 +1,266 @@
+"""Case: one published claim, named by ``?id=``: what was said, what this machine says, and what to do about it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import figures, formatting, state
+from app.comparison import board
+from app.kinds import KINDS
+from app.widgets import case_parts, case_runs, labels, own_models, presenting, samples, sweep_card
+from app.widgets.case_runs import CaseRuns, Origin
+from app.widgets.downloads import table_downloads
+from app.widgets.metrics import Card, Chart, cards, draw
+from db import runs
+from engine import cases, catalog
+from engine.cases import Case, Size
+
+SIZES: tuple[Size, ...] = ("here", "published")
+
+
+def asked_case() -> Case | None:
+    """The case in the address, None where there is none of that name."""
+    try:
+        return cases.case(st.query_params.get("id", ""))
+    except KeyError:
+        return None
+
+
+def header(case: Case) -> None:
+    """What was claimed, by whom, in two sentences."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title(case.title, anchor=False, width="content")
+        presenting.button()
+    st.markdown(f"**Claimed:** {case.claim}")
+    st.caption(" · ".join(f"[{source.label}]({source.url})" for source in case.sources))
+
+
+def load_sizes(case: Case, sizes: tuple[Size, ...], origin: Origin) -> dict[Size, CaseRuns]:
+    """The case's runs at each of these sizes."""
+    with state.database().reading() as session:
+        loaded = case_runs.load(session, [(case, size) for size in sizes], state.devices(), origin)
+    return dict(zip(sizes, loaded, strict=True))
+
+
+def chosen_size(found: dict[Size, CaseRuns]) -> Size:
+    """Which sweep is shown: this machine's, unless the published one has runs too and is asked for."""
+    if not (found["published"].is_measured or found["published"].is_active):
+        return "here"
+    if presenting.is_on():
+        return "published" if st.query_params.get("size") == "published" else "here"
+    chosen = st.segmented_control(
+        "Measured at",
+        SIZES,
+        format_func=case_parts.size_name,
+        default="here",
+        required=True,
+        key="size",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    return chosen or "here"
+
+
+@st.fragment(run_every=state.LIVE_EVERY_S)
+def live(case: Case, size: Size) -> None:
+    """The sweep while it runs, until its last run has ended."""
+    with state.database().reading() as session:
+        rows = case_runs.batch(case_runs.listed(session, [(case, size)]))
+    if not rows:
+        st.rerun()
+    else:
+        model = labels.model_label(case.sweep(size).model)
+        sweep_card.sweep_card(f"Measuring on {formatting.plain(model)}", rows, key=f"cancel_{size}")
+
+
+def measuring(found: dict[Size, CaseRuns]) -> None:
+    """The buttons that start the sweeps, with what each takes or why it cannot run here; nothing while presenting."""
+    if presenting.is_on():
+        return
+    devices = state.devices()
+    with st.container(border=True):
+        for size, one in found.items():
+            with st.container(horizontal=True, vertical_alignment="center"):
+                with st.container(width=300):
+                    case_parts.measure_button(
+                        one, devices, button_text(one), key=f"measure_{size}", is_primary=size != "published"
+                    )
+                reason = case_runs.refusal(one.sweep, devices)
+                facts = f"{labels.model_label(one.sweep.model)} · {reason or case_runs.minutes_text(one)}"
+                st.markdown(f":gray[{formatting.plain(facts)}]", width="content")
+
+
+def button_text(found: CaseRuns) -> str:
+    """What pressing the button does."""
+    where = {"here": "on this machine", "published": "at published size", "test": "at test size"}[found.size]
+    if not found.is_measured:
+        return f"Measure {where}"
+    return f"Measure again {where}" if case_runs.is_complete(found) else f"Measure what is missing {where}"
+
+
+def answer(found: CaseRuns, origin: Origin) -> None:
+    """The verdict with its rule, the key number, and measured ratios beside published ones."""
+    verdict = found.verdict
+    with st.container(horizontal=True, vertical_alignment="center"):
+        case_parts.verdict_badge(verdict, origin)
+        if origin == "sample":
+            samples.badge()
+        st.markdown(verdict.sentence, width="content")
+    cards(
+        [
+            Card(
+                case_parts.sentence_case(found.case.key_label),
+                formatting.measured(verdict.key_value, verdict.key_unit),
+                case_parts.published_text(verdict),
+            ),
+            Card("Runs that count", f"{verdict.have} of {verdict.need}", "needed by the rule"),
+        ]
+    )
+    st.caption(f"**Rule:** {found.case.rule}")
+    frame = case_parts.ratio_frame(verdict.ratios)
+    if frame["measured"].notna().any():
+        figure = figures.ratios(frame, title="Measured beside published")
+        draw([Chart(figure, "ratios_chart", f"Ratios measured here beside published ones: {found.case.title}")])
+
+
+def evidence(found: CaseRuns) -> None:
+    """The charts of the case's kind and the tables behind them."""
+    measured = [row for row in found.rows if row.state not in case_runs.ACTIVE]
+    with state.database().reading() as session:
+        environments = runs.environments(session, [row.id for row in measured])
+    shown = board.build(measured, environments, found.values)
+    kind = KINDS[found.sweep.specs[0].kind]
+    charts = kind.compare_charts(shown.frame, board.wide_fields(shown), baseline=None, facet=None)
+    draw(charts, columns=2)
+    if presenting.is_on():
+        return
+    with st.expander("Numbers", icon=":material/table_rows:"):
+        ratios = case_parts.ratio_frame(found.verdict.ratios)
+        st.markdown("**Measured beside published**")
+        ratio_table(ratios)
+        table_downloads(ratios, f"case_{found.case.id}_ratios")
+        st.markdown("**What was measured**")
+        medians = median_table(shown)
+        st.dataframe(medians, hide_index=True, alt="Medians of what was measured, a line per setting")
+        table_downloads(shown.frame, f"case_{found.case.id}_values")
+    st.page_link(
+        "views/compare.py",
+        label=f"Compare these {formatting.plural(len(measured), 'run')}",
+        icon=":material/compare_arrows:",
+        query_params={"ids": ",".join(str(row.id) for row in measured)},
+    )
+
+
+def ratio_table(frame: pd.DataFrame) -> None:
+    """Ratios as people read them."""
+    numbers = {name: [formatting.ratio(value) for value in frame[name]] for name in frame.columns[1:5]}
+    shown = frame.assign(**numbers).rename(
+        columns={
+            "label": "Ratio",
+            "measured": "Measured",
+            "low": "Lowest",
+            "high": "Highest",
+            "published": "Published",
+            "note": "Note",
+        }
+    )
+    st.dataframe(shown, hide_index=True, alt="Measured ratios with their range beside published ones")
+
+
+def median_table(shown: board.Board) -> pd.DataFrame:
+    """A line per setting, a column per metric of the kind, as people read them."""
+    kind = KINDS[shown.rows[0].kind]
+    names = [name for name in board.metrics(shown) if name in kind.NAMES]
+    lines = []
+    for group in shown.groups:
+        of_group = shown.frame[shown.frame["group"] == group.label]
+        line: dict[str, object] = {"Setting": group.label}
+        for name in names:
+            values = of_group[of_group["metric"] == name]["value"]
+            line[board.title(name)] = board.value_text(shown, name, float(values.median()) if len(values) else None)
+        states = {row.state for row in shown.rows if row.id in group.run_ids}
+        line["Runs"] = len(group.run_ids)
+        line["State"] = formatting.listing(formatting.state_text(name) for name in sorted(states))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def published(case: Case) -> None:
+    """The numbers as they were published."""
+    st.subheader("Published numbers", anchor=False)
+    frame = pd.DataFrame(
+        [(item.label, item.value, item.unit, item.note) for item in case.published],
+        columns=["label", "value", "unit", "note"],
+    )
+    shown = pd.DataFrame(
+        {
+            "What": frame["label"],
+            "Published": [published_value(item.value, item.unit) for item in case.published],
+            **({"Note": frame["note"]} if frame["note"].any() else {}),
+        }
+    )
+    st.dataframe(shown, hide_index=True, alt=f"Published numbers: {case.title}")
+    table_downloads(frame, f"case_{case.id}_published")
+
+
+def published_value(value: float, unit: str) -> str:
+    """A published number in the unit it was published in; GB stays GB."""
+    return formatting.ratio(value) if unit == "ratio" else f"{formatting.significant(value)} {unit}"
+
+
+def truth(case: Case) -> None:
+    """What is true where the claim is imprecise."""
+    st.subheader("What is true", anchor=False)
+    st.markdown(case.truth)
+
+
+def advice(case: Case) -> None:
+    """What to do about it, with the code that does it."""
+    st.subheader("What to do about it", anchor=False)
+    for item in case.advice:
+        st.markdown(f"- {item.text}")
+        if item.spec is not None and not presenting.is_on():
+            with st.expander(f"Python: {labels.strategy_label(item.spec.kind, item.spec.strategy)}"):
+                st.code(catalog.snippet(item.spec, own_models.facts(item.spec.model).groups), language="python")
+
+
+case = asked_case()
+if case is None:
+    st.title("Case")
+    asked = st.query_params.get("id")
+    st.markdown(f"There is no case {formatting.plain(asked[:40])}." if asked else "No case is named in the address.")
+    st.page_link("views/cases.py", label="All cases", icon=":material/fact_check:")
+    st.stop()
+
+header(case)
+is_test = st.query_params.get("size") == "test"
+sizes: tuple[Size, ...] = ("test",) if is_test else SIZES
+local = load_sizes(case, sizes, "local")
+origin = case_parts.chosen_origin(has_local=any(one.is_measured or one.is_active for one in local.values()))
+found = local if origin == "local" else load_sizes(case, sizes, origin)
+if is_test:
+    st.info(
+        "The test size shows that sweep and rule work; its tiny model says nothing about the claim.",
+        icon=":material/science:",
+    )
+size = sizes[0] if is_test else chosen_size(found)
+shown = found[size]
+for one in local.values():
+    if one.is_active:
+        live(case, one.size)
+if not shown.is_measured:
+    measuring(local)
+    sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
+else:
+    answer(shown, origin)
+    sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
+    evidence(shown)
+    measuring(local)
+left, right = st.columns(2, gap="large")
+with left:
+    truth(case)
+    advice(case)
+with right:
+    published(case)
+presenting.way_back()
