@@ -60,7 +60,7 @@ def gather(
     hashes = {spec_hash(spec) for spec in sweep.specs}
     runs: dict[str, list[Observation]] = {}
     ran_out: set[str] = set()
-    left = {"disturbed": 0, "with failed checks": 0, "that failed": 0}
+    left = {"disturbed": 0, "with failed checks": 0, "without a result": 0}
     for run in sorted(observations, key=lambda run: run.run_id):
         if run.spec_hash not in hashes:
             continue
@@ -68,7 +68,7 @@ def gather(
         if run.state == "out_of_memory":
             ran_out.add(run.spec_hash)
         elif run.state != "succeeded":
-            left["that failed"] += 1
+            left["without a result"] += 1
         elif any(name not in excused for name in run.failed_checks):
             left["with failed checks"] += 1
         elif timed and run.disturbed:
@@ -98,8 +98,8 @@ def between(
 ) -> Ratio:
     """How many times as much of a metric ``ours`` took as ``theirs``, run by run.
 
-    Each run is compared with that of the other side which ran nearest to it: both then met the machine in the same
-    state. ``low`` and ``high`` are the smallest and largest of these ratios.
+    Each run is compared with that of the same round (or, where runs are missing, with the nearest one): both then met
+    the machine in the same state. ``low`` and ``high`` are the smallest and largest of these ratios.
     """
     ratios = ratios_between(ours, theirs, name)
     if not ratios:
@@ -109,15 +109,12 @@ def between(
 
 def ratios_between(ours: Sequence[Observation], theirs: Sequence[Observation], name: str) -> list[float]:
     """The ratios that :func:`between` summarises, in the order of our runs."""
-    ratios = []
-    for run in ours:
-        candidates = [other for other in theirs if value(other, name)]
-        mine = value(run, name)
-        if mine is None or not candidates:
-            continue
-        nearest = min(candidates, key=lambda other: abs(other.run_id - run.run_id))
-        ratios.append(mine / (value(nearest, name) or 1.0))
-    return ratios
+    mine, others = ([(run.run_id, found) for run in side if (found := value(run, name))] for side in (ours, theirs))
+    if len(mine) == len(others):
+        return [one / other for (_, one), (_, other) in zip(mine, others, strict=True)]
+    # A round has lost a run, so that the counting no longer says which belong together.
+    nearest = (min(others, key=lambda other: abs(other[0] - run_id))[1] for run_id, _ in mine) if others else ()
+    return [one / other for (_, one), other in zip(mine, nearest, strict=False)]
 
 
 def within(

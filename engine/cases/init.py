@@ -16,8 +16,8 @@ from engine.cases.verdicts import Judging
 from engine.spec import Measured
 
 GIB = 2**30
-STRATEGIES = ("zero_b_norm", "batched_norm", "factored_norm")
-ROUNDS = 3
+STRATEGIES = ("zero_b_norm", "batched_norm")
+ROUNDS = 2
 PUBLISHED_RATIO = 20.0
 SLOWER = 1.5
 STRAIGHT = 0.9
@@ -59,9 +59,9 @@ CASE = Case(
     truth="DoRA is weight-decomposed, not dropout-based, low-rank adaptation. What takes the time is the norm of W + "
     "s·B·A, which PEFT computes at full size for each module. In a fresh adapter B is zero, so that the norm is that "
     "of W alone; and when a checkpoint is loaded, the norm is overwritten anyway.",
-    rule="In each of 3 rounds DoRA / LoRA, both stock and on every linear layer: at least 20 holds here if the "
-    "seconds also lie on a straight line over the number of modules (R² of at least 0.9), at least 1.5 holds in "
-    "direction, less does not hold here.",
+    rule="It holds here if stock DoRA takes at least 20 times LoRA's seconds in each of 2 rounds, on a straight line "
+    "over the number of modules (R² of 0.9 or more), in direction from 1.5 times on, and otherwise it does not hold "
+    "here.",
     advice=(
         Advice(
             "Attach a fresh DoRA adapter with zero_b_norm: the same magnitudes from one read of the weights.",
@@ -75,8 +75,8 @@ CASE = Case(
     ),
     key_label="DoRA / LoRA, seconds to attach",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", ("[0-4]", "([0-9]|10)", "([0-9]|1[0-6])"), 2, 4 * GIB),
-        _sweep("published", "mistral-7b", ("[0-7]", "([0-9]|1[0-5])", "([0-9]|1[0-9]|2[0-3])"), None, 18 * GIB),
+        _sweep("here", "tinyllama-1.1b", ("[0-4]", "([0-9]|10)"), 2, 4 * GIB),
+        _sweep("published", "mistral-7b", ("[0-7]", "([0-9]|1[0-5])"), None, 18 * GIB),
         _sweep("test", "tiny-test", ("0",), 1, GIB),
     ),
 )

@@ -47,9 +47,8 @@ CASE = Case(
     truth="In float32 += does not lower the peak: (B @ A) * scaling has already made two matrices of the weight's "
     "size. With a bfloat16 model and PEFT's float32 adapters, w + delta silently turns the weights into float32 and "
     "keeps them so: that is what += avoids. DoRA is still merged out of place.",
-    rule="By the tensor bytes that merging needs at its peak beside the model, counted exactly, so that one run of "
-    "each decides: += at 0.75 of w + delta or less in float32 holds here, only in bfloat16 holds in direction, in "
-    "neither does not hold here.",
+    rule="It holds here if += needs at most 0.75 of w + delta's peak in float32, in direction if it does in bfloat16 "
+    "alone, and otherwise it does not hold here; bytes are counted exactly, so that one run of each decides.",
     advice=(
         Advice(
             "Merge with addmm: the product is added where the weight lies, and nothing of its size is allocated.",
@@ -63,7 +62,7 @@ CASE = Case(
     ),
     key_label="Peak of += / peak of w + delta, float32",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", 4, 10 * GIB),
+        _sweep("here", "tinyllama-1.1b", 3, 10 * GIB),
         _sweep("published", "llama-3.3-70b", None, 300 * GIB),
         _sweep("test", "tiny-test", 0.5, GIB),
     ),
@@ -80,7 +79,10 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     judging = Judging(evidence, [side[name] for side in (exact, rounded) for name in ("out_of_place", "stock")], 1)
     if not judging.complete or key.high is None or other.high is None:
         return judging.not_enough(ratios, key.measured)
-    said = ".3g"
+    said = (
+        f"+= needs {key.high:.3g} of w + delta's peak in float32 and {other.high:.3g} in bfloat16, "
+        f"{_kept(rounded, evidence)}"
+    )
     if key.high <= LOWER:
         return judging.verdict("holds here", said, ratios, key.measured)
     if other.high <= LOWER:
@@ -109,5 +111,5 @@ def _kept(specs: dict[str, Measured], evidence: Evidence) -> str:
     run = evidence.of(specs["out_of_place"])[0]
     kept, peak = value(run, "merge_retained_extra_bytes") or 0.0, value(run, _METRIC) or 1.0
     if kept <= 0:
-        return "w + delta keeps none of it."
-    return f"w + delta keeps {kept / peak:.0%} of its peak for good, because its weights become float32."
+        return "where w + delta keeps none of its peak."
+    return f"where w + delta keeps {kept / peak:.0%} of its peak for good, because its weights become float32."

@@ -63,10 +63,9 @@ CASE = Case(
     ),
     truth="A model this small is bound by starting kernels, and each adapted layer starts several more, while the "
     "work saved on gradients and optimizer is tiny. The last layer wins because the backward pass stops there.",
-    rule="By step times over full fine-tuning's in each of 3 rounds or more: LoRA (r = 2, every linear layer) at 1.5 "
-    "or more in all of them, query and key below 1 and the last layer lowest of all holds here, LoRA at 1.02 or more "
-    "in all of them holds in direction, and less in all of them, or rounds that still disagree after 5, does not "
-    "hold here.",
+    rule="It holds in direction if LoRA of rank 2 on every linear layer takes at least 1.02 times full fine-tuning's "
+    "step in each of 3 rounds or more, here if it takes 1.5 times with query and key below 1 and the output head "
+    "lowest, and otherwise it does not hold here; where rounds disagree, it takes 5 of them.",
     advice=(
         Advice(
             "Do not adapt every linear layer of a small model; query and key cost much less.",
