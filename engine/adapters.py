@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import transformers_weight_conversion
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,6 +27,7 @@ from engine.catalog.adapter_types import largest_fitting
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.options import cpt_example
 from engine.module_groups import list_groups as list_groups
+from engine.peft_versions import needs_newer
 from engine.snapshots import Snapshot as Snapshot
 from engine.snapshots import snapshot as snapshot
 from engine.spec import FreshAdapter, SavedAdapter, SpecError, Task
@@ -57,6 +57,8 @@ def peft_config(
         SpecError: one sentence, when the targets cannot be resolved or PEFT refuses the fields.
     """
     entry = catalog.adapter_type(adapter.type)
+    if entry.peft_type not in PeftType.__members__:
+        raise SpecError("adapter.type", needs_newer(entry.label))
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(entry.peft_type)]
     values: dict[str, Any] = {"task_type": _TASK_TYPES[task], **entry.engine_defaults}
     common = {"rank": adapter.rank, "alpha": _whole(adapter.alpha), "dropout": adapter.dropout}
@@ -70,6 +72,9 @@ def peft_config(
             if field.fits and adapter.options.get(field.name) is None
         }
     hints = typing.get_type_hints(config_class)
+    for name in adapter.options:
+        if name not in hints:
+            raise SpecError(f"adapter.options.{name}", needs_newer(f"this field of {entry.label}"))
     values |= {name: _as_peft_wants(value, hints[name]) for name, value in adapter.options.items()}
     if entry.id == "cpt":
         values |= cpt_example(len(values["cpt_token_ids"]))
@@ -197,6 +202,12 @@ def _names_taken_as_they_are() -> Iterator[None]:
     since, and so cannot adapt layers that bear these names beside the experts (Qwen2-MoE's shared expert, dense first
     layers). The names given here are those of the model as it is.
     """
+    try:
+        from peft.utils import transformers_weight_conversion
+    except ImportError:
+        # PEFT 0.18 rewrites nothing.
+        yield
+        return
     original = transformers_weight_conversion.convert_peft_config_for_transformers
     transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     try:

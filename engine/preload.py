@@ -21,7 +21,9 @@ import engine.worker  # noqa: F401
 from engine import catalog
 from engine.jobs import JOBS
 from engine.measure import environment
+from engine.peft_versions import require_oldest
 
+require_oldest()
 for _job in JOBS.values():
     importlib.import_module(_job)
 for _model_type in sorted({entry.config["model_type"] for entry in catalog.models().values()}):

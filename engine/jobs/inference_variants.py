@@ -15,9 +15,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import peft.helpers
 import torch
 from peft import PeftModel
-from peft.helpers import DoraCaching
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
@@ -25,6 +25,7 @@ from engine import adapters
 from engine.jobs.inference_loop import PROOF_TOKENS, Side, timed_request
 from engine.jobs.module_trees import own_adapted_weights, sharing_copy
 from engine.measure.tensors import TensorTracker
+from engine.peft_versions import needs_newer
 from engine.spec import FreshAdapter, InferenceSpec, SpecError
 from engine.strategies import init as init_strategies
 from engine.strategies import proof
@@ -147,6 +148,9 @@ def strategy_side(trees: Trees, spec: InferenceSpec) -> Iterator[Side]:
             yield dataclasses.replace(side, extra_bytes=kept.live_bytes - before)
     elif spec.strategy == "dora_cached":
         tokens = torch.zeros(1, 1, dtype=torch.long, device=tree.device)
+        DoraCaching: Any = getattr(peft.helpers, "DoraCaching", None)
+        if DoraCaching is None:
+            raise SpecError("strategy", needs_newer("dora_cached"))
         with kept, torch.inference_mode(), DoraCaching():
             side.decode(input_ids=tokens, use_cache=False)
         yield dataclasses.replace(side, around=DoraCaching, extra_bytes=kept.live_bytes - before)

@@ -15,18 +15,13 @@ from typing import Any
 
 import torch
 from peft import PeftType
+from peft.tuners.lora import variants
 from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
-from peft.tuners.lora.variants import (
-    DoraEmbeddingVariant,
-    DoraLinearVariant,
-    MiCAEmbeddingVariant,
-    MiCALinearVariant,
-    MontecloraLinearVariant,
-    VeloraLinearVariant,
-)
+from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from engine.peft_versions import present
 from engine.strategies.merge_blocks import (
     Piece,
     add_and_scale,
@@ -39,7 +34,9 @@ from engine.strategies.patching import replaced
 _LAYERS: tuple[Any, ...] = (Linear, Embedding, ParamWrapper)
 _DORA = (DoraLinearVariant, DoraEmbeddingVariant)
 # Variants whose merged weight is W + s·B·A, as without them.
-_PLAIN = (MiCALinearVariant, MiCAEmbeddingVariant, VeloraLinearVariant, MontecloraLinearVariant)
+_PLAIN = present(
+    variants, "MiCALinearVariant", "MiCAEmbeddingVariant", "VeloraLinearVariant", "MontecloraLinearVariant"
+)
 NO_DORA = {
     "out_of_place": "stock PEFT already merges DoRA out of place; use stock or row_blocks",
     "addmm": "addmm cannot scale DoRA's outputs without rounding the weights twice; use row_blocks",
