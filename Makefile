@@ -65,8 +65,9 @@ bench-train: $(ROOT)/.venv/installed ## what training steps cost: by strategy, m
 bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per token, stock and fused; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_inference
 
-bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## what an open page costs a measurement, and the other way round
+bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
 
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files

@@ -87,7 +87,7 @@ def main() -> None:
     if path is None:
         raise SystemExit("bench_dashboard needs Chromium; `make chromium` installs it")
     machine = environment()
-    with lab() as opened, opened.dashboard() as address, sync_playwright() as playwright:
+    with lab() as opened, opened.dashboard() as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         without_s, with_s = [], []
         for _ in range(options.pairs):

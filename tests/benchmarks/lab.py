@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,14 +15,22 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from db import queue, runs
 from db.session import Database, open_database
 from engine.spec import parse_spec, spec_hash
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Dashboard(NamedTuple):
+    """A dashboard that serves: its address and the id of its process."""
+
+    address: str
+    pid: int
 
 
 class Lab:
@@ -55,29 +64,36 @@ class Lab:
         with self.database.reading() as db:
             return bool(runs.queued_and_running(db))
 
-    @contextlib.contextmanager
-    def dashboard(self) -> Iterator[str]:
-        """The address of a dashboard on this lab."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        process = _start(self.home, "dashboard.log", "-m", "streamlit", "run", "app/main.py", f"--server.port={port}")
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(150):
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
-                    break
-                time.sleep(0.2)
-            yield address
-        finally:
-            process.terminate()
-            process.wait()
+    def dashboard(self) -> AbstractContextManager[Dashboard]:
+        """A dashboard on this lab, in a process of its own that no page has been asked of yet."""
+        return serving(self.home, "app/main.py")
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
-    """A lab in a temporary home whose supervisor is warm."""
+def serving(home: Path, script: str) -> Iterator[Dashboard]:
+    """Streamlit with this script and nothing opened yet; its log goes to ``home``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = _start(home, "dashboard.log", "-m", "streamlit", "run", script, f"--server.port={port}")
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(150):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
+                break
+            time.sleep(0.2)
+        yield Dashboard(address, process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def lab(stored: Path | None = None) -> Iterator[Lab]:
+    """A lab in a temporary home whose supervisor is warm, with a copy of the ``stored`` SQLite file if one is given."""
     home = Path(tempfile.mkdtemp(prefix="peft-lab-bench-"))
+    if stored is not None:
+        shutil.copy(stored, home / "peft-lab.sqlite3")
     os.environ["PEFT_LAB_HOME"] = str(home)
     os.environ.pop("PEFT_LAB_DATABASE_URL", None)
     database = open_database()
@@ -90,6 +106,7 @@ def lab() -> Iterator[Lab]:
         supervisor.terminate()
         supervisor.wait()
         database.close()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _start(home: Path, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
