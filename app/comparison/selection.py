@@ -52,9 +52,7 @@ def missing_sentence(asked: Asked, found: Collection[int]) -> str | None:
         names = formatting.listing(str(run_id) for run_id in gone[:5])
         more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
         verb = "is" if len(gone) == 1 else "are"
-        parts.append(
-            f"{'run' if len(gone) == 1 else 'runs'} {names}{more} {verb} not stored here; deleted, perhaps"
-        )
+        parts.append(f"{'run' if len(gone) == 1 else 'runs'} {names}{more} {verb} not stored here; deleted, perhaps")
     if asked.unreadable:
         parts.append(f"“{asked.unreadable[0][:40]}” in the address is no run id")
     if asked.left_out:
