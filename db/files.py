@@ -10,6 +10,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 2**20
 _LARGEST_DOCUMENT_BYTES = 64 * 2**20
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]+")
 # Of a token that the end of the buffer cuts in two ("fals", "-12", "\\ud83"), the decoder complains this near to it.
 _LONGEST_CUT = 16
 
@@ -69,10 +70,10 @@ class _Text:
     def peek(self) -> str:
         """The next character that is no white space, empty at the end."""
         while True:
-            while self._position < len(self._buffer):
-                if self._buffer[self._position] not in _SPACE:
-                    return self._buffer[self._position]
-                self._position += 1
+            space = _SPACE.match(self._buffer, self._position)
+            self._position = space.end() if space else self._position
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
             if not self._grow():
                 return ""
 

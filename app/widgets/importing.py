@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import formatting, state
 from db import transfer
@@ -55,10 +56,12 @@ def _dialog() -> None:
         key="import_files",
     )
     outcomes: dict[str, Outcome] = st.session_state.setdefault(_OUTCOMES, {})
+    place = st.empty()
     for file in files:
         # Whatever is done in the dialog runs it again, with the same files.
         if file.file_id not in outcomes:
-            outcomes[file.file_id] = _store(file.name, file.getvalue())
+            outcomes[file.file_id] = _store(file.name, file.getvalue(), place)
+    for file in files:
         outcome = outcomes[file.file_id]
         show, icon = (st.error, "error") if outcome.refusal else (st.success, "check_circle")
         show(f"**{formatting.plain(file.name)}**: {formatting.plain(outcome_text(outcome))}", icon=f":material/{icon}:")
@@ -66,9 +69,8 @@ def _dialog() -> None:
         st.rerun()
 
 
-def _store(name: str, data: bytes) -> Outcome:
-    """Check and store one file, with the number of runs done so far while it lasts."""
-    place = st.empty()
+def _store(name: str, data: bytes, place: DeltaGenerator) -> Outcome:
+    """Check and store one file, with the number of runs done so far in its place while it lasts."""
     shown = formatting.plain(name)
     try:
         checked = transfer.check_file(

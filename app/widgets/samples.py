@@ -25,8 +25,8 @@ def offer() -> None:
     if are_loaded():
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(":material/science: See every chart now with runs that were measured elsewhere.", width="content")
-        if st.button("Load sample data", key="samples_load", icon=":material/download_done:"):
+        st.markdown("See every chart now, with runs that were measured elsewhere.", width="content")
+        if st.button("Load sample data", key="samples_load", icon=":material/science:"):
             with st.spinner("Loading sample data"):
                 load()
             st.rerun()
@@ -39,7 +39,7 @@ def remove_offer() -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f":material/science: {formatting.plural(number, 'run')} here {'is' if number == 1 else 'are'} sample data, "
+            f"{formatting.plural(number, 'run')} here {'is' if number == 1 else 'are'} sample data, "
             "measured on other machines.",
             width="content",
         )
