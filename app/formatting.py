@@ -250,6 +250,11 @@ def metric_title(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def metric_names() -> tuple[str, ...]:
+    """Every metric that a run of some kind can have."""
+    return tuple(_METRICS)
+
+
 def better(name: str) -> Better | None:
     """Which way a metric is better; None where neither is, or where that is not known."""
     return _METRICS[name][1] if name in _METRICS else None
