@@ -180,7 +180,9 @@ def stacked(
         y=list(totals.index),
         mode="text",
         text=[
-            f"\u2002<b>{formatting.measured(float(value), unit)}</b>\u2002{notes.get(label, '')}"
+            f"\u2002<b>{formatting.measured(float(value), unit)}</b>\u2002{notes.get(label) or ''}"
+            if value or not notes.get(label)
+            else f"\u2002{notes[label]}"
             for label, value in totals.items()
         ],
         textfont={"size": 13},

@@ -21,7 +21,7 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
         frame: ``label``, ``measured``, ``low``, ``high``, ``published``, as the fields of ``engine.cases``' Ratio; any
             number may be missing (not measured yet, nothing published). ``low`` to ``high`` is drawn as a range.
         title: what is divided by what.
-        is_small: for a card: no title, no legend, no axis, each label above its row.
+        is_small: for a card: no title, no legend, no axis, each label above its row; the published ratio is a marker only.
     """
     rows = frame.assign(label=[parts.escape(label) for label in frame["label"]])
     for column in ("measured", "low", "high", "published"):
@@ -60,7 +60,7 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
         x=[parts.text_start(end, 1.0, float(far.max())) for end in far[far.notna()]],
         y=shown["label"],
         mode="text",
-        text=[_text(line.measured, line.published) for line in shown.itertuples()],
+        text=[_text(line.measured, math.nan if is_small else line.published) for line in shown.itertuples()],
         textposition="middle right",
         textfont={"size": 13},
         cliponaxis=False,
@@ -72,7 +72,7 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
     axis = parts.value_axis(min(low, 1.0), max(high, 1.0), "ratio", is_log=is_log)
     left, right = axis["range"]
     # Room on the right for the numbers.
-    axis["range"] = [left, right + (right - left) * (0.9 if is_small else 0.5)]
+    axis["range"] = [left, right + (right - left) * (0.35 if is_small else 0.5)]
     figure.add_vline(x=1, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
     figure.update_xaxes(**axis)
     if is_small:

@@ -3,8 +3,8 @@
 Each module has ``QUESTION`` (what the kind measures, for Launch), ``COLUMNS`` (columns of the Runs table and their
 metrics), ``HEADLINE`` (the first among them), ``main_variant`` (which variant those are of), ``key_numbers`` and
 ``charts`` (of the Run page), ``COMPARED`` (the metric by which rows are ordered), and of several runs ``NAMES`` (the
-metrics to read), ``comparison`` (charts), ``summary`` (numbers in stored units) and ``table`` (the same as text). They
-draw nothing.
+metrics to read), ``comparison`` (charts), ``summary`` (numbers in stored units) and ``table`` (the same as text), and
+``compare_charts`` (charts of what the Compare page and the cases show, picked by what varies). They draw nothing.
 """
 
 from __future__ import annotations

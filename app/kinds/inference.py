@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import tables
+from app.kinds import comparing, tables
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
 from db.runs import RunDetail, RunRow
@@ -21,6 +21,8 @@ HEADLINE = ("decode_tokens_per_s", "")
 COMPARED = "decode_tokens_per_s"
 NAMES = (*COLUMNS.values(), "overhead_ratio", "request_time_s")
 BASE = "base"
+# Fields that a chart of several runs may have along its x axis, the most telling first.
+ALONG = ("adapter.rank", "inference.batch_size", "inference.adapters", "inference.prompt_tokens")
 #: The order in which variants are read; a strategy's own comes after stock PEFT.
 PLACES = {"base": 0, "adapter_disabled": 1, "adapter": 2, "mixed_batch": 4, "merged": 5}
 
@@ -144,6 +146,44 @@ def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Char
         baseline=baseline,
     )
     return [Chart(figure, "inference_chart", "Tokens written per second by variant, higher is better")]
+
+
+def compare_charts(
+    frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
+) -> list[Chart]:
+    """Tokens per second, time against the base and prefill by variant, along rank, batch or adapters where those vary.
+
+    Where two of them vary and no panels were asked for, the second has a panel per value.
+
+    Args:
+        frame: one line per value (see :mod:`app.kinds.comparing`); variants are groups of their own.
+        fields: one line per run.
+        baseline: group that is drawn dashed.
+        facet: field that has a panel per value.
+    """
+    vary = comparing.varying(fields, ALONG, without=facet)
+    if facet is None and len(vary) > 1:
+        facet = vary[1]
+    return [
+        chart
+        for name, title, reference in (
+            (COMPARED, "Tokens written per second", None),
+            ("overhead_ratio", "Time per token against the base model", 1.0),
+            ("prefill_time_s", "Seconds to read the prompt", None),
+        )
+        for chart in comparing.metric_chart(
+            frame,
+            fields,
+            name,
+            title=title,
+            key=f"compare_{name}",
+            along=ALONG,
+            baseline=baseline,
+            facet=facet,
+            variants=True,
+            reference=reference,
+        )
+    ]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

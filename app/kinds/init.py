@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import tables
+from app.kinds import comparing, tables
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
 from db.runs import RunDetail, RunRow
@@ -72,6 +72,36 @@ def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Char
     )
     alt = "Seconds to attach the adapter by adapter and strategy, lower is better; the table below has the numbers"
     return [Chart(figure, "init_chart", alt)]
+
+
+def compare_charts(
+    frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
+) -> list[Chart]:
+    """Seconds to attach and extra memory: in rows by adapter and strategy, or along rank where that varies.
+
+    Args:
+        frame: one line per value (see :mod:`app.kinds.comparing`).
+        fields: one line per run.
+        baseline: group that is drawn dashed.
+        facet: field that has a panel per value.
+    """
+    return [
+        chart
+        for name, title in (
+            (COMPARED, "Seconds to attach the adapter"),
+            (COLUMNS["peak_extra_bytes"], "Peak extra memory while attaching"),
+        )
+        for chart in comparing.metric_chart(
+            frame,
+            fields,
+            name,
+            title=title,
+            key=f"compare_{name}",
+            along=("adapter.rank",),
+            baseline=baseline,
+            facet=facet,
+        )
+    ]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

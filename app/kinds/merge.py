@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import tables
+from app.kinds import comparing, tables
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
 from db.runs import RunDetail, RunRow
@@ -108,6 +111,45 @@ def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Char
         figure = figures.spread(times, colours, title="Seconds to merge", baseline=baseline)
         drawn.append(Chart(figure, "merge_time_chart", "Seconds to merge, lower is better"))
     return drawn
+
+
+def compare_charts(
+    frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
+) -> list[Chart]:
+    """Peak extra memory in bytes and in W beside each other, and seconds; along rank where that varies.
+
+    Args:
+        frame: one line per value (see :mod:`app.kinds.comparing`).
+        fields: one line per run.
+        baseline: group that is drawn dashed.
+        facet: field that has a panel per value.
+    """
+    facet = comparing.known(fields, facet)
+    by_metric = functools.partial(
+        comparing.metric_chart, frame, fields, along=("adapter.rank",), baseline=baseline, facet=facet
+    )
+    peaks = by_metric(COMPARED, title="Peak extra memory of a merge", key="compare_merge_peak")
+    table = _peaks_by_group(frame)
+    is_in_bytes = frame.loc[frame["name"] == COMPARED, "unit"].eq("bytes").all()
+    if peaks and facet is None and is_in_bytes and not comparing.varying(fields, ("adapter.rank",)):
+        title, table = comparing.first_rows("Peak extra memory of a merge", table, facet)
+        figure = figures.merge_peak(table, labels.adapter_colours(), title=title, baseline=baseline)
+        peaks = [dataclasses.replace(peaks[0], figure=figure)]
+    return peaks + by_metric("merge_time_s", title="Seconds to merge", key="compare_merge_time")
+
+
+def _peaks_by_group(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per group: medians of the peak, of what is kept, and of W, in bytes."""
+    found = {
+        column: tables.of(frame, name).groupby("group", sort=False)["value"].median()
+        for column, name in (
+            ("peak_bytes", COMPARED),
+            ("retained_bytes", "merge_retained_extra_bytes"),
+            ("weight_bytes", "largest_weight_bytes"),
+        )
+    }
+    adapters = frame.drop_duplicates("group").set_index("group")["adapter"]
+    return pd.DataFrame({"adapter": adapters, **found}).loc[adapters.index].reset_index(names="group")
 
 
 def _peaks_in_weights(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import tables
+from app.kinds import tables, train_comparing
+from app.kinds.train_comparing import AT_PEAK, PARTS
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
 from db.runs import RunDetail, RunRow
@@ -16,17 +17,8 @@ COLUMNS = {"step_s": "step_time_s", "train_tokens_per_s": "train_tokens_per_s", 
 HEADLINE = ("step_s", "Step")
 COMPARED = "step_time_s"
 STOCK = "stock"
-# Metric -> what it is called in the stack.
-_AT_PEAK = {
-    "parameters_bytes": "parameters",
-    "buffers_bytes": "buffers",
-    "gradients_bytes": "gradients",
-    "optimizer_state_bytes": "optimizer state",
-    "activations_bytes": "activations",
-    "temporary_bytes": "temporary",
-}
-NAMES = (*COLUMNS.values(), *_AT_PEAK, "peak_rss_bytes", "trainable_parameters")
-_PARTS = {"forward_time_s": "forward", "backward_time_s": "backward", "optimizer_time_s": "optimizer"}
+NAMES = (*COLUMNS.values(), *AT_PEAK, "peak_rss_bytes", "trainable_parameters")
+compare_charts = train_comparing.compare_charts
 _SIDES = ((None, "As specified"), (STOCK, "Plain stock"))
 
 
@@ -48,7 +40,7 @@ def key_numbers(run: RunDetail, metrics: Metrics) -> list[Card]:
     if trainable is not None:
         note = f"{formatting.percent(trainable / total)} of {formatting.count(total)}" if total else ""
         found.append(Card("Trainable parameters", formatting.count(trainable), note))
-    split = [metrics.median(name) for name in _PARTS]
+    split = [metrics.median(name) for name in PARTS]
     if all(value is not None for value in split) and sum(split) > 0:  # type: ignore[arg-type]
         shares = [f"{value / sum(split) * 100:.0f}" for value in split]  # type: ignore[operator,arg-type]
         found.append(
@@ -102,7 +94,7 @@ def _memory_at_peak(metrics: Metrics) -> pd.DataFrame:
     for variant, label in _SIDES:
         rows = [
             {"label": f"{label}: tensors", "part": part, "value": value}
-            for name, part in _AT_PEAK.items()
+            for name, part in AT_PEAK.items()
             if (value := metrics.median(name, variant))
         ]
         lines += rows
@@ -120,7 +112,7 @@ def _split(metrics: Metrics) -> pd.DataFrame:
         [
             {"label": label, "part": part, "value": value}
             for variant, label in _SIDES
-            for name, part in _PARTS.items()
+            for name, part in PARTS.items()
             if (value := metrics.median(name, variant)) is not None
         ],
         columns=["label", "part", "value"],
@@ -133,7 +125,7 @@ def comparison(
     """Peak memory by category, and seconds of a step, a row per label."""
     drawn = []
     lines = []
-    for name, part in _AT_PEAK.items():
+    for name, part in AT_PEAK.items():
         rows = tables.by_label(tables.of(frame, name))
         lines += [{"label": label, "part": part, "value": value} for label, value in rows.items()]
     if lines:

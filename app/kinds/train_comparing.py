@@ -1,0 +1,154 @@
+"""Charts of several compared train runs: memory by category, speed, and the parts of a step.
+
+Pure functions on the frames that :mod:`app.kinds.comparing` describes; the plain stock side is a group of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import figures, formatting
+from app.figures.memory import UNATTRIBUTED
+from app.kinds import comparing
+from app.widgets.metrics import Chart
+
+#: Metric -> what it is called in the stack.
+AT_PEAK = {
+    "parameters_bytes": "parameters",
+    "buffers_bytes": "buffers",
+    "gradients_bytes": "gradients",
+    "optimizer_state_bytes": "optimizer state",
+    "activations_bytes": "activations",
+    "temporary_bytes": "temporary",
+}
+PARTS = {"forward_time_s": "forward", "backward_time_s": "backward", "optimizer_time_s": "optimizer"}
+CONTEXT = "train.context_length"
+# What decides how much one step does.
+_WORK = (CONTEXT, "train.batch_size", "train.accumulation")
+_ALONG = (CONTEXT, "train.batch_size", "adapter.rank", "train.loss_chunks", "train.sequence_tiles")
+_PEAK_TITLE = "Peak memory of a training step"
+# A smaller rest is rounding.
+_REST_SHARE = 0.01
+
+
+def compare_charts(
+    frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
+) -> list[Chart]:
+    """Memory by category (against context length where that varies), seconds or tokens per second, the step's parts.
+
+    Args:
+        frame: one line per value.
+        fields: one line per run.
+        baseline: group that is drawn dashed.
+        facet: field that has a panel per value; lengths have one for each way to train already.
+    """
+    facet = comparing.known(fields, facet)
+    by_metric = functools.partial(
+        comparing.metric_chart, frame, fields, along=_ALONG, baseline=baseline, facet=facet, variants=True
+    )
+    # Seconds of steps over more tokens cannot be compared, tokens per second can.
+    speed = ("train_tokens_per_s", "Tokens trained per second")
+    if not comparing.varying(fields, _WORK):
+        speed = ("step_time_s", "Seconds of a training step")
+    memory = _memory(frame, fields, facet)
+    return [
+        *(memory or by_metric("peak_bytes", title=_PEAK_TITLE, key="compare_memory")),
+        *by_metric(speed[0], title=speed[1], key="compare_speed"),
+        *_split(frame, fields, facet),
+    ]
+
+
+def _memory(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> list[Chart]:
+    """The stack of categories, none where values are not bytes or not split up."""
+    at_peak = frame[frame["name"].isin(AT_PEAK) & frame["unit"].eq("bytes")]
+    if at_peak.empty:
+        return []
+    peaks = comparing.lines_of(frame, fields, "peak_bytes", variants=True)
+    medians = peaks.groupby("group", sort=False)["value"].median().to_dict()
+    alt = figures.alt_text(f"{_PEAK_TITLE} by category", medians, "bytes", "lower")
+    limits = _capacities(fields)
+    if comparing.varying(fields, (CONTEXT,)):
+        rows = _stacks(_along_context(at_peak, fields), _along_context(peaks, fields), ["group", "x"])
+        figure = figures.context_memory(rows, title=_PEAK_TITLE, limits=limits)
+        return [Chart(figure, "compare_memory", f"{alt}, against context length", is_wide=True)]
+    keys = ["group", "run_id"] if facet else ["group"]
+    title, rows = comparing.first_rows(_PEAK_TITLE, _stacks(at_peak, peaks, keys), facet)
+    draw = functools.partial(
+        figures.stacked,
+        colours=figures.CATEGORY_COLOURS,
+        title=title,
+        unit="bytes",
+        limit=next(iter(limits.items())) if len(limits) == 1 else None,
+    )
+    return [Chart(_rows(rows, fields, facet, draw), "compare_memory", alt, is_wide=True)]
+
+
+def _along_context(rows: pd.DataFrame, fields: pd.DataFrame) -> pd.DataFrame:
+    lengths = pd.to_numeric(rows["run_id"].map(fields[CONTEXT]), errors="coerce")
+    return rows.assign(x=lengths, group=comparing.series(rows, fields, [CONTEXT]))
+
+
+def _stacks(at_peak: pd.DataFrame, peaks: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """``part value state note`` by ``keys``: medians of the categories, what they leave of the peak, where runs ended.
+
+    What a run out of memory had reached is not split up.
+    """
+    ended = peaks[peaks["state"].eq(comparing.OUT_OF_MEMORY)]
+    at_peak = at_peak[~at_peak["run_id"].isin(ended["run_id"])]
+    parts = at_peak.assign(part=at_peak["name"].map(AT_PEAK)).groupby([*keys, "part"], sort=False)["value"].median()
+    whole = peaks[~peaks["run_id"].isin(ended["run_id"])].groupby(keys, sort=False)["value"].median()
+    rest = (whole - parts.groupby(keys, sort=False).sum()).dropna()
+    rest = rest[rest > whole.reindex(rest.index) * _REST_SHARE]
+    reached = ended.groupby(keys, sort=False)["value"].max()
+    return pd.concat(
+        [
+            parts.reset_index().assign(state="succeeded", note=""),
+            rest.reset_index().assign(part=UNATTRIBUTED, state="succeeded", note=""),
+            reached.reset_index().assign(part=UNATTRIBUTED, state=comparing.OUT_OF_MEMORY, note="out of memory"),
+        ],
+        ignore_index=True,
+    )
+
+
+def _capacities(fields: pd.DataFrame) -> dict[str, float]:
+    """What memory there was for runs on the CPU, and what limits the specs set: name -> bytes."""
+    found = {}
+    for column, name in (("environment.memory_bytes", "cpu"), ("memory_limit_bytes", "memory limit")):
+        if column in fields:
+            rows = fields[fields["device"].eq("cpu")] if name == "cpu" else fields
+            for size in sorted(pd.to_numeric(rows[column], errors="coerce").dropna().unique()):
+                found[f"{name}: {formatting.size(float(size))}"] = float(size)
+    return found
+
+
+def _split(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> list[Chart]:
+    """Seconds of forward, backward and optimizer, a row per group."""
+    rows = frame[frame["name"].isin(PARTS) & frame["unit"].eq("s")]
+    if rows.empty:
+        return []
+    title, rows = comparing.first_rows("Seconds of a training step by part", rows, facet)
+    keys = ["group", "run_id", "part"] if facet else ["group", "part"]
+    medians = rows.assign(part=rows["name"].map(PARTS)).groupby(keys, sort=False)["value"].median().reset_index()
+    draw = functools.partial(figures.stacked, colours=figures.STEP_COLOURS, title=title, unit="s")
+    totals = medians.groupby("group", sort=False)["value"].sum().to_dict()
+    alt = figures.alt_text("Seconds of forward, backward and optimizer in a training step", totals, "s", "lower")
+    return [Chart(_rows(medians, fields, facet, draw), "compare_split", alt, is_wide=True)]
+
+
+def _rows(
+    rows: pd.DataFrame, fields: pd.DataFrame, facet: str | None, draw: Callable[[pd.DataFrame], go.Figure]
+) -> go.Figure:
+    """A row per group; in panels a row per group of the panel, the median of its runs."""
+    if facet is None:
+        return draw(rows.assign(label=rows["group"]))
+    named = rows.assign(label=comparing.series(rows, fields, [facet]))
+
+    def panel(found: pd.DataFrame) -> go.Figure:
+        keys = [key for key in ("label", "part", "note") if key in found]
+        return draw(found.groupby(keys, sort=False)["value"].median().reset_index())
+
+    return comparing.in_panels(named, fields, facet, panel)
