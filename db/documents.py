@@ -110,14 +110,13 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
     Raises:
         DocumentRefused: naming the field at fault.
     """
-    _ours("document", document)
+    _refuse_what_is_not_ours(document)
     result = parse_result(document)
     if document.get("spec") is None:
         _refuse("spec", "is missing")
     spec = _json("spec", _mapping("spec", document["spec"]))
     adapter = _object(spec, "adapter", "spec.adapter") or {}
     return ParsedRun(
-        uid=_uid(document),
         spec=spec,
         spec_hash=_spec_hash(document, spec),
         kind=_text(spec, "kind", "spec.kind"),
@@ -133,6 +132,8 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
         note=_short(_optional_text(document, "note", "note"), "note", _MAX_NOTE),
         tags=_tags(document),
         result=result,
+        # Last, because it is the hash of everything where there is none: what is at fault was named by then.
+        uid=_uid(document),
     )
 
 
@@ -142,17 +143,16 @@ def canonical_sha256(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _ours(field: str, document: object) -> None:
+def _refuse_what_is_not_ours(document: object) -> None:
     """Refuse what is no result document at all, or one of a version that is not known here."""
-    if not {"state", "spec"} & _mapping(field, document).keys():
-        _refuse(field, "must be a result of PEFT Lab, with a state and a spec")
-    version = document.get("format", FORMAT)  # type: ignore[attr-defined]
+    fields = _mapping("document", document)
+    if not {"state", "spec"} & fields.keys():
+        _refuse("document", "must be a result of PEFT Lab, with a state and a spec")
+    version = fields.get("format", FORMAT)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         _refuse("format", f"must be a whole number of at least 1, not {_shown(version)}")
     if version > FORMAT:
-        _refuse(
-            "format", f"{_shown(version)} was written by a newer PEFT Lab, this one reads {FORMAT}; update it first"
-        )
+        _refuse("format", f"{_shown(version)} is of a newer PEFT Lab; this one reads {FORMAT}, so update it")
 
 
 def _tags(document: Mapping[str, Any]) -> tuple[str, ...]:

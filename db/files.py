@@ -19,8 +19,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 2**20
 _LARGEST_DOCUMENT_BYTES = 64 * 2**20
 _SPACE = re.compile(r"[ \t\r\n]+")
-# Of a token that the end of the buffer cuts in two ("fals", "-12", "\\ud83"), the decoder complains this near to it.
-_LONGEST_CUT = 16
+# What may be left of a value that the end of the text cuts in two: nothing, a number, an escape or a word.
+_CUT = re.compile(r"\s*(?:-?[\d.]*(?:[eE][+-]?\d*)?|\\?u[0-9a-fA-F]{0,4}|[a-zI-]\w{0,8})\s*\Z")
 
 
 class FileRefused(ValueError):
@@ -83,7 +83,8 @@ class _Text:
 
     def document(self) -> Any:
         """The JSON value that starts here."""
-        self.peek()
+        if not self.peek():
+            raise FileRefused("is cut off; export or copy it again")
         while True:
             try:
                 value, self._position = self._decoder.raw_decode(self._buffer, self._position)
@@ -91,15 +92,18 @@ class _Text:
             except RecursionError:
                 raise FileRefused("is no list of results: its JSON is nested too deep") from None
             except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - _LONGEST_CUT
-                if is_cut and self._grow():
-                    continue
-                is_started = self._buffer[self._position : self._position + 1] in ("{", "[")
-                raise FileRefused(
-                    "is cut off; export or copy it again" if is_cut and is_started else "is not valid JSON"
-                ) from None
+                if not self._is_cut(error):
+                    raise FileRefused("is not valid JSON") from None
+                if not self._grow():
+                    raise FileRefused("is cut off; export or copy it again") from None
             except ValueError:
                 raise FileRefused("is not valid JSON: a number in it is too long") from None
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text could mend what the decoder complains of."""
+        is_started = self._buffer[self._position] in "[{"
+        is_open = error.msg.startswith("Unterminated string") or _CUT.match(self._buffer, error.pos) is not None
+        return is_started and is_open
 
     def _grow(self) -> bool:
         """Read on, at least as much as is here, so that a long document is decoded a few times only."""
