@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference chromium bench-merge-files
+.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,9 @@ bench-train: $(ROOT)/.venv/installed ## what training steps cost: by strategy, m
 
 bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per token, stock and fused; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_inference
+
+bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, with their verdicts (under 20 minutes)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cases
 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard

@@ -55,7 +55,7 @@ def test_the_app_imports_only_the_data_half_of_the_engine() -> None:
                 assert is_under(name, *DATA_HALF), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("package", ["app", "engine/catalog"])
+@pytest.mark.parametrize("package", ["app", "engine/catalog", "engine/cases"])
 def test_nothing_that_a_page_loads_imports_torch(package: str) -> None:
     for path in [*files(package), ROOT / "engine/spec.py", ROOT / "engine/result.py"]:
         for name in imports_of(path):
