@@ -95,13 +95,15 @@ def _panel(
         ticktext=[f"{length:.6g}" for length in lengths],
     )
     figure.update_yaxes(**y_axis)
-    for name, limit in limits.items():
+    for (name, limit), dash in zip(limits.items(), itertools.cycle(("solid", "dash", "dot")), strict=False):
         if limit <= y_axis["range"][1]:
-            figure.add_hline(
-                y=limit,
-                line={"width": 1.5, "color": _LIMIT_COLOUR},
-                annotation={"text": parts.escape(name), "font": {"size": 12}},
-                annotation_position="top left",
+            figure.add_scatter(
+                x=ends,
+                y=[limit, limit],
+                name=parts.escape(name),
+                mode="lines",
+                line={"width": 1.5, "color": _LIMIT_COLOUR, "dash": dash},
+                hoverinfo="skip",
             )
     return figure
 

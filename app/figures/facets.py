@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -61,12 +61,18 @@ def facets(frame: pd.DataFrame, by: str, draw: Callable[[pd.DataFrame], go.Figur
         vertical_spacing=min(0.16, 0.3 / rows),
     )
     names: set[str] = set()
+    looks = {
+        trace.name: trace
+        for trace in whole.data
+        if trace.type == "scatter" and trace.name and trace.showlegend is not False
+    }
     for index, piece in enumerate(pieces):
+        _look_alike(piece, looks)
         _place(figure, piece, index // columns + 1, index % columns + 1, names)
     left_out = len(values) - len(shown)
     title = str(whole.layout.title.text) + (f" (the first {len(shown)} of {len(values)})" if left_out else "")
     highest_px = max(piece.layout.height for piece in pieces)
-    height_px = highest_px - 20 if has_rows else max(int(highest_px * 0.8), 260)
+    height_px = highest_px if has_rows else max(int(highest_px * 0.8), 260)
     parts.finish(figure, title, height_px=60 + height_px * rows)
     figure.update_layout(
         margin={"t": 84},
@@ -99,6 +105,20 @@ def _text(value: Hashable) -> str:
     if pd.isna(value):
         return "not set"
     return f"{value:.6g}" if isinstance(value, float) else parts.escape(value)
+
+
+def _look_alike(piece: go.Figure, looks: Mapping[str, go.Scatter]) -> None:
+    """Give each name the colour, symbol and dash that it has in the chart of everything."""
+    for trace in piece.data:
+        like = looks.get(trace.name) if trace.type == "scatter" else None
+        if like is None:
+            continue
+        trace.marker.color = like.marker.color
+        if trace.showlegend is not False:
+            trace.marker.symbol, trace.line = like.marker.symbol, like.line
+            for bar, colour in ((trace.error_x, like.error_x.color), (trace.error_y, like.error_y.color)):
+                if bar.array is not None:
+                    bar.color = colour
 
 
 def _place(figure: go.Figure, piece: go.Figure, row: int, column: int, names: set[str]) -> None:

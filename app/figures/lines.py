@@ -30,8 +30,8 @@ def lines(
 ) -> go.Figure:
     """A metric against a numeric field, one line per group.
 
-    A run that ran out of memory is a hollow marker at what it reached (at the top where that is not known); no line is
-    drawn through it.
+    A run that ran out of memory is a hollow marker at what it reached, or at the axis' worse end where that is not
+    known; no line is drawn through it.
 
     Args:
         frame: one line per repeat with ``group`` (in order of first appearance), ``adapter`` (colour key), ``x`` (the
@@ -58,13 +58,16 @@ def lines(
         low, high = min(low, reference), max(high, reference)
     is_log = bool((known > 0).all()) and parts.needs_log_axis(medians)
     y_axis = parts.value_axis(low, high, unit, is_log=is_log, room=1.12)
-    top = 10 ** (y_axis["range"][1] - 0.02) if is_log else y_axis["range"][1] * 0.97
+    # A value that is not known lies at the axis' worse end.
+    bottom, top = y_axis["range"]
+    edge = bottom + (top - bottom) * (0.03 if better == "higher" else 0.97)
+    unknown = 10**edge if is_log else edge
 
     figure = go.Figure()
     looks = styles.of_groups(rows, colours, baseline)
     for group, style in looks.items():
         _line(figure, group, measured[measured["group"] == group], style, unit, x_title)
-        _ended(figure, group, ended[ended["group"] == group], style, unit, top)
+        _ended(figure, group, ended[ended["group"] == group], style, unit, unknown)
     head = f"{title}, log scale" if is_log else title
     parts.finish(figure, f"{head}{parts.direction(better)}", height_px=parts.PANEL_HEIGHT_PX + 40)
     figure.update_xaxes(
@@ -125,20 +128,20 @@ def _line(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style
     )
 
 
-def _ended(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, top: float) -> None:
+def _ended(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, unknown: float) -> None:
     """Hollow markers where runs of the group ran out of memory."""
     if rows.empty:
         return
     reached = rows.groupby("x")["value"].max()
     figure.add_scatter(
         x=reached.index,
-        y=reached.fillna(top),
+        y=reached.fillna(unknown),
         name=group,
         legendgroup=group,
         showlegend=False,
         mode="markers+text",
-        text=["out of memory"] + [""] * (len(reached) - 1),
-        textposition="top center",
+        text=["out of memory\u2002"] + [""] * (len(reached) - 1),
+        textposition="middle left",
         textfont={"size": 11},
         marker={"size": 11, "symbol": "circle-open", "color": style.colour, "line": {"width": 2}},
         customdata=[

@@ -175,8 +175,9 @@ def stacked(
     totals = frame.groupby("label", sort=False)["value"].sum()
     high = float(totals.max())
     notes = frame.groupby("label", sort=False)["note"].first().to_dict() if "note" in frame else {}
+    near = limit is not None and limit[1] < high * 3
     figure.add_scatter(
-        x=totals,
+        x=[parts.text_start(float(end), limit[1] if near and limit else None, high) for end in totals],
         y=list(totals.index),
         mode="text",
         text=[
@@ -191,12 +192,11 @@ def stacked(
         hoverinfo="skip",
         showlegend=False,
     )
-    near = limit is not None and limit[1] < high * 3
     parts.finish(figure, f"{title}{parts.direction(better)}", height_px=150 + parts.rows_px(len(labels)))
     parts.legend(figure, hover=False)
     figure.update_layout(barmode="stack", bargap=0.35, uniformtext={"minsize": 11, "mode": "hide"})
     parts.name_axis(figure, labels)
-    top = max(high * 1.4, limit[1] * 1.1) if near and limit else high * 1.4
+    top = max(high * 1.4, limit[1] * 1.3) if near and limit else high * 1.4
     ticks, texts = parts.linear_ticks(max(high, top / 1.3) * 1.02, unit)
     figure.update_xaxes(range=[0, top or 1], tickvals=ticks, ticktext=texts)
     if near and limit:

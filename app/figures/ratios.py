@@ -21,7 +21,7 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
         frame: ``label``, ``measured``, ``low``, ``high``, ``published``, as the fields of ``engine.cases``' Ratio; any
             number may be missing (not measured yet, nothing published). ``low`` to ``high`` is drawn as a range.
         title: what is divided by what.
-        is_small: for a card: no title, no legend, no axis, each label above its row; the published ratio is a marker only.
+        is_small: for a card: no title, legend or axis, each label above its row; what is published is a marker only.
     """
     rows = frame.assign(label=[parts.escape(label) for label in frame["label"]])
     for column in ("measured", "low", "high", "published"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import comparing, tables
+from app.kinds import comparing
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
 from db.runs import RunDetail, RunRow
@@ -118,36 +118,6 @@ def _by_variant(rows: pd.DataFrame, adapter: str | None) -> pd.DataFrame:
     return shown.sort_values("place", kind="stable")
 
 
-def by_variant(frame: pd.DataFrame) -> pd.DataFrame:
-    """The lines of several runs with a label for each variant; the base of all of them is one row, the first.
-
-    Runs with a failed check are rows of their own, as they prove nothing.
-    """
-    pieces = []
-    for (adapter, failed), rows in frame.groupby(["adapter", frame["failed_checks"] > 0], sort=False):
-        piece = _by_variant(rows, adapter or None)
-        piece.loc[failed & (piece["variant"] != BASE), "label"] += ", check failed"
-        pieces.append(piece)
-    joined = pd.concat(pieces) if pieces else frame.assign(place=0)
-    return joined.sort_values("place", kind="stable", key=lambda place: place.clip(upper=1))
-
-
-def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Chart]:
-    """Tokens per second, a row per label."""
-    rows = frame[(frame["name"] == COMPARED) & frame["variant"].notna()]
-    if rows.empty:
-        return []
-    figure = figures.spread(
-        rows,
-        labels.adapter_colours(),
-        title="Tokens written per second",
-        unit="tokens/s",
-        better="higher",
-        baseline=baseline,
-    )
-    return [Chart(figure, "inference_chart", "Tokens written per second by variant, higher is better")]
-
-
 def compare_charts(
     frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
 ) -> list[Chart]:
@@ -184,27 +154,3 @@ def compare_charts(
             reference=reference,
         )
     ]
-
-
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line per label: tokens per second, time per token against base, prefill, request time, in stored units."""
-    speeds = frame[frame["name"] == COMPARED]
-    table = tables.medians(speeds, "tokens_per_s")
-    for name in NAMES[1:]:
-        table[name] = table["variant"].map(tables.by_label(frame[frame["name"] == name]))
-    return table
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as people read it."""
-    return pd.DataFrame(
-        {
-            "Variant": summary["variant"],
-            "Decoding speed": tables.texts(summary["median_tokens_per_s"], "tokens/s"),
-            "Interquartile range": tables.ranges(summary, "tokens_per_s", "tokens/s"),
-            "Measured": tables.evidence(summary),
-            "Time per token against base": tables.texts(summary["overhead_ratio"], "ratio"),
-            "Prefill": tables.texts(summary["prefill_time_s"], "s"),
-            "Request": tables.texts(summary["request_time_s"], "s"),
-        }
-    )

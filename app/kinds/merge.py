@@ -95,24 +95,6 @@ def charts(run: RunDetail, metrics: Metrics, samples: pd.DataFrame) -> list[Char
     return drawn
 
 
-def comparison(frame: pd.DataFrame, *, baseline: str | None = None) -> list[Chart]:
-    """Peak extra memory in W, and seconds, a row per label."""
-    drawn = []
-    colours = labels.adapter_colours()
-    peaks = _peaks_in_weights(frame)
-    if len(peaks):
-        figure = figures.spread(
-            peaks, colours, title="Peak extra memory in W, the largest adapted weight", unit="W", baseline=baseline
-        )
-        alt = "Peak extra memory of a merge in multiples of the largest adapted weight, lower is better"
-        drawn.append(Chart(figure, "merge_peak_chart", alt))
-    times = tables.of(frame, "merge_time_s")
-    if len(times):
-        figure = figures.spread(times, colours, title="Seconds to merge", baseline=baseline)
-        drawn.append(Chart(figure, "merge_time_chart", "Seconds to merge, lower is better"))
-    return drawn
-
-
 def compare_charts(
     frame: pd.DataFrame, fields: pd.DataFrame, *, baseline: str | None = None, facet: str | None = None
 ) -> list[Chart]:
@@ -150,38 +132,3 @@ def _peaks_by_group(frame: pd.DataFrame) -> pd.DataFrame:
     }
     adapters = frame.drop_duplicates("group").set_index("group")["adapter"]
     return pd.DataFrame({"adapter": adapters, **found}).loc[adapters.index].reset_index(names="group")
-
-
-def _peaks_in_weights(frame: pd.DataFrame) -> pd.DataFrame:
-    weights = tables.of(frame, "largest_weight_bytes").groupby("run_id")["value"].median()
-    peaks = tables.of(frame, COMPARED)
-    return peaks.assign(value=peaks["value"] / peaks["run_id"].map(weights)).dropna(subset="value")
-
-
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line per label: merge time, peak and retained memory, errors, in stored units and in W."""
-    table = tables.medians(tables.of(frame, "merge_time_s"), "s")
-    table["peak_extra_bytes"] = table["variant"].map(tables.by_label(tables.of(frame, COMPARED)))
-    table["peak_extra_weights"] = table["variant"].map(tables.by_label(_peaks_in_weights(frame)))
-    retained = tables.of(frame, "merge_retained_extra_bytes")
-    table["retained_extra_bytes"] = table["variant"].map(tables.by_label(retained))
-    for name in _ERRORS:
-        rows = tables.of(frame, name)
-        table[name] = table["variant"].map(tables.by_label(rows))
-    return table
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as people read it."""
-    return pd.DataFrame(
-        {
-            "Adapter and strategy": summary["variant"],
-            "Peak extra": tables.texts(summary["peak_extra_bytes"], "bytes"),
-            "in W": tables.texts(summary["peak_extra_weights"], "W"),
-            "Retained": tables.texts(summary["retained_extra_bytes"], "bytes"),
-            "Merge time": tables.texts(summary["median_s"], "s"),
-            "Interquartile range": tables.ranges(summary, "s", "s"),
-            "Measured": tables.evidence(summary),
-            "Weight error": [formatting.percent(value) for value in summary["relative_weight_error"]],
-        }
-    )

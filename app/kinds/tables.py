@@ -34,11 +34,6 @@ def medians(rows: pd.DataFrame, suffix: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*columns, "repeats", "runs", "failed_checks"])
 
 
-def by_label(rows: pd.DataFrame) -> pd.Series:
-    """The median of each label."""
-    return rows.groupby("label", sort=False)["value"].median()
-
-
 def ranges(table: pd.DataFrame, suffix: str, unit: str) -> list[str]:
     """The interquartile ranges of :func:`medians` as texts."""
     return [

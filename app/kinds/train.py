@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from app import figures, formatting
-from app.kinds import tables, train_comparing
+from app.kinds import train_comparing
 from app.kinds.train_comparing import AT_PEAK, PARTS
 from app.widgets import labels
 from app.widgets.metrics import Card, Chart, Metrics
@@ -116,53 +116,4 @@ def _split(metrics: Metrics) -> pd.DataFrame:
             if (value := metrics.median(name, variant)) is not None
         ],
         columns=["label", "part", "value"],
-    )
-
-
-def comparison(
-    frame: pd.DataFrame, *, baseline: str | None = None, limit: tuple[str, float] | None = None
-) -> list[Chart]:
-    """Peak memory by category, and seconds of a step, a row per label."""
-    drawn = []
-    lines = []
-    for name, part in AT_PEAK.items():
-        rows = tables.by_label(tables.of(frame, name))
-        lines += [{"label": label, "part": part, "value": value} for label, value in rows.items()]
-    if lines:
-        order = {label: place for place, label in enumerate(dict.fromkeys(frame["label"]))}
-        stacked = pd.DataFrame(lines).sort_values("label", key=lambda column: column.map(order), kind="stable")
-        figure = figures.stacked(
-            stacked, figures.CATEGORY_COLOURS, title="Peak memory of a training step", unit="bytes", limit=limit
-        )
-        alt = "Peak memory of a training step by category and adapter, lower is better"
-        drawn.append(Chart(figure, "train_memory_chart", alt))
-    times = tables.of(frame, COMPARED)
-    if len(times):
-        figure = figures.spread(times, labels.adapter_colours(), title="Seconds of a training step", baseline=baseline)
-        drawn.append(Chart(figure, "train_time_chart", "Seconds of a training step, lower is better"))
-    return drawn
-
-
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line per label: step time, speed, peak and its parts, trainable parameters, in stored units."""
-    table = tables.medians(tables.of(frame, COMPARED), "s")
-    for name in NAMES[1:]:
-        table[name] = table["variant"].map(tables.by_label(tables.of(frame, name)))
-    return table
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as people read it."""
-    return pd.DataFrame(
-        {
-            "Adapter and strategy": summary["variant"],
-            "Peak memory": tables.texts(summary["peak_bytes"], "bytes"),
-            "Activations": tables.texts(summary["activations_bytes"], "bytes"),
-            "Optimizer state": tables.texts(summary["optimizer_state_bytes"], "bytes"),
-            "Step time": tables.texts(summary["median_s"], "s"),
-            "Interquartile range": tables.ranges(summary, "s", "s"),
-            "Measured": tables.evidence(summary),
-            "Training speed": tables.texts(summary["train_tokens_per_s"], "tokens/s"),
-            "Trainable": tables.texts(summary["trainable_parameters"], "count"),
-        }
     )

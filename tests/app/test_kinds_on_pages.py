@@ -1,4 +1,4 @@
-"""What stored runs of each kind become on Run, Runs, Queue and Overview."""
+"""What stored runs of each kind become on Run, Runs and Queue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from db import runs
 from db.session import Database
 from tests.app import stored
 from tests.app.reading import words
@@ -201,76 +200,3 @@ def test_waiting_runs_of_every_kind_say_what_they_are(open_page: Open, database:
         "Merge files of mine into base",
     ):
         assert title in shown
-
-
-# --- Overview ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_overview_has_a_section_for_each_kind_with_its_first_chart(
-    open_page: Open, by_kind: dict[str, list[int]]
-) -> None:
-    app = open_page("overview")
-    assert [header.value for header in app.subheader] == [
-        "Attaching an adapter",
-        "Merging an adapter",
-        "Training",
-        "Generating text",
-    ]
-    assert titles(app) == [
-        "Seconds to attach the adapter, lower is better",
-        "Peak extra memory in W, the largest adapted weight, lower is better",
-        "Peak memory of a training step, lower is better",
-        "Tokens written per second, higher is better",
-    ]
-
-
-def test_a_kind_without_runs_has_no_section(open_page: Open, database: Database) -> None:
-    stored.one_of_each_kind(database)
-    app = open_page("overview")
-    assert len(app.subheader) == 3
-    assert not [button for button in app.button if button.key == "measure_here"]
-
-
-def test_full_fine_tuning_is_compared_with_adapters_of_the_same_setting_and_comes_first(
-    open_page: Open, by_kind: dict[str, list[int]]
-) -> None:
-    app = open_page("overview")
-    figure = json.loads(app.get("plotly_chart")[2].proto.spec)
-    assert figure["layout"]["yaxis"]["categoryarray"][::-1] == [
-        "Full fine-tuning",
-        "LoRA · Stock PEFT, checkpointing",
-        "LoRA · Stock PEFT",
-        "DoRA · Stock PEFT",
-    ]
-
-
-def test_train_runs_of_another_length_are_another_setting(open_page: Open, database: Database) -> None:
-    for length in (512, 1024):
-        document = stored.document("train", train={"context_length": length})
-        stored.store(database, document, stored.train_result([length / 100], trainable=1000))
-    app = open_page("overview")
-    settings = app.selectbox(key="overview_setting_train").options
-    assert [setting.split(", ")[-1] for setting in settings] == ["context 1024", "context 512"]
-
-
-def test_the_base_of_several_inference_runs_is_one_row(open_page: Open, by_kind: dict[str, list[int]]) -> None:
-    table = next(item.value for item in open_page("overview").dataframe if "Decoding speed" in item.value)
-    assert list(table["Variant"]).count("Base model") == 1
-    assert table["Measured"].iloc[0] == "10 repeats, 2 runs"
-
-
-def test_a_merge_whose_check_failed_is_a_row_of_its_own(open_page: Open, database: Database) -> None:
-    stored.store(database, stored.document("merge"), stored.merge_result([2.0], peak_weights=2.0))
-    wrong = stored.merge_result([0.1], peak_weights=0.0)
-    wrong["checks"][0]["passed"] = False
-    stored.store(database, stored.document("merge"), wrong)
-    table = next(item.value for item in open_page("overview").dataframe if "in W" in item.value)
-    assert "LoRA · Stock PEFT, check failed" in list(table["Adapter and strategy"])
-
-
-def test_runs_of_all_kinds_can_be_archived_away(
-    open_page: Open, by_kind: dict[str, list[int]], database: Database
-) -> None:
-    with database.writing() as session:
-        runs.archive(session, [run_id for ids in by_kind.values() for run_id in ids])
-    assert open_page("overview").button(key="measure_here")
