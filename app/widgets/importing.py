@@ -33,7 +33,7 @@ def import_button() -> None:
     """A button that opens the import dialog. When that is closed the page runs again, so that new runs appear."""
     if st.button("Import", key="import_open", icon=":material/upload_file:", help="Runs exported on another machine."):
         st.session_state.pop(_OUTCOMES, None)
-        _dialog()
+        import_dialog()
 
 
 def outcome_text(outcome: Outcome) -> str:
@@ -41,13 +41,15 @@ def outcome_text(outcome: Outcome) -> str:
     if outcome.refusal is not None:
         return formatting.sentence(outcome.refusal)
     if not outcome.new:
-        return f"Nothing new: {formatting.plural(outcome.known, 'run')} of it {_was(outcome.known)} here already."
-    skipped = f", {outcome.known} {_was(outcome.known)} here already" if outcome.known else ""
+        its = "its run was" if outcome.known == 1 else f"all of its {outcome.known} runs were"
+        return f"Nothing new: {its} here already."
+    skipped = f", {outcome.known} {'was' if outcome.known == 1 else 'were'} here already" if outcome.known else ""
     return f"{formatting.plural(outcome.new, 'run')} imported{skipped}."
 
 
 @st.dialog("Import runs", icon=":material/upload_file:", on_dismiss="rerun")
-def _dialog() -> None:
+def import_dialog() -> None:
+    """The dialog: each file that is dropped on it is stored or refused at once, and says so."""
     files = st.file_uploader(
         "Results as PEFT Lab exports them: JSON, one run or many, as it is or packed with gzip.",
         type=["json", "gz"],
@@ -103,7 +105,3 @@ def _now_and_then(show: Callable[[int], object]) -> Callable[[int], None]:
             show(done)
 
     return step
-
-
-def _was(number: int) -> str:
-    return "was" if number == 1 else "were"

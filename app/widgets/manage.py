@@ -49,7 +49,7 @@ def actions(rows: Sequence[RunRow]) -> None:
         ids = [row.id for row in archived]
         st.button("Restore", key="manage_restore", icon=":material/unarchive:", on_click=_restore, args=(ids,))
         if st.button("Delete", key="manage_delete", icon=":material/delete:"):
-            _confirm(archived)
+            confirm_deletion(archived)
 
 
 def documents_json(run_ids: Sequence[int]) -> str:
@@ -101,7 +101,7 @@ def _edit_several(rows: Sequence[RunRow]) -> None:
 
 
 @st.dialog("Delete for good?", icon=":material/delete:")
-def _confirm(rows: Sequence[RunRow]) -> None:
+def confirm_deletion(rows: Sequence[RunRow]) -> None:
     """Says what is lost, offers to keep a copy, and deletes."""
     ids = [row.id for row in rows]
     st.markdown(

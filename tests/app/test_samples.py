@@ -1,0 +1,87 @@
+"""Sample data: loaded and removed in one click, marked wherever it is shown, and never taken for this machine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.kinds import KINDS
+from app.widgets import samples
+from db import runs
+from db.runs import RunRow
+from db.session import Database
+from tests.app import stored
+from tests.app.reading import words
+
+Open = Callable[..., AppTest]
+
+
+def _page() -> None:
+    from app.widgets import samples
+
+    samples.offer()
+    samples.remove_offer()
+
+
+@pytest.fixture
+def page(database: Database) -> AppTest:
+    return AppTest.from_function(_page, default_timeout=60)
+
+
+def listed(database: Database) -> list[RunRow]:
+    with database.reading() as session:
+        return runs.list_runs(session, include_archived=True)
+
+
+def test_one_click_loads_the_samples_and_one_removes_them_and_nothing_else(page: AppTest, database: Database) -> None:
+    own = stored.store(database, stored.init_document(), stored.result([1.0]))
+    page.run()
+    assert [button.label for button in page.button] == ["Load sample data"]
+    page.button(key="samples_load").click().run()
+    assert not page.exception
+    loaded = [row for row in listed(database) if row.origin == "sample"]
+    assert loaded
+    assert f"{len(loaded)} runs here are sample data" in words(page)
+    assert [button.label for button in page.button] == ["Remove sample data"]
+    page.button(key="samples_remove").click().run()
+    assert [row.id for row in listed(database)] == [own]
+    assert [button.label for button in page.button] == ["Load sample data"]
+
+
+def test_loading_twice_stores_them_once(database: Database) -> None:
+    assert samples.load() > 0
+    assert samples.load() == 0
+    assert samples.are_loaded()
+
+
+def test_archived_samples_are_removed_too(database: Database) -> None:
+    samples.load()
+    with database.writing() as session:
+        runs.archive(session, [listed(database)[0].id])
+    samples.remove()
+    assert listed(database) == []
+
+
+def test_there_is_a_measured_sample_of_every_kind_with_its_environment(database: Database) -> None:
+    samples.load()
+    rows = listed(database)
+    assert {row.kind for row in rows} == set(KINDS)
+    with database.reading() as session:
+        environments = runs.environments(session, [row.id for row in rows])
+    assert all(environments[row.id]["packages"]["peft"] for row in rows)
+
+
+def test_samples_never_count_as_measured_here(database: Database) -> None:
+    samples.load()
+    with database.reading() as session:
+        assert runs.measured_hashes(session) == {}
+        assert runs.durations(session) == []
+
+
+def test_the_page_of_a_sample_run_says_so(open_page: Open, database: Database) -> None:
+    samples.load()
+    text = words(open_page("run", id=str(listed(database)[0].id)))
+    assert "Sample data" in text
+    assert "imported from another machine" not in text
