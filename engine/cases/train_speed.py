@@ -24,7 +24,6 @@ _METRIC = "step_time_s"
 ADAPTERS: tuple[dict[str, Any] | None, ...] = (
     None,
     {"rank": 2},
-    {"rank": 8},
     {"rank": 2, "target_modules": "qk"},
     {"rank": 2, "target_modules": "lm_head"},
 )
@@ -40,7 +39,7 @@ def _sweep(
             model,
             adapter=adapter,
             device=device,
-            repeats=5,
+            repeats=3,
             train={"context_length": context_length, "batch_size": batch_size},
         )
         for adapter in ADAPTERS
@@ -79,7 +78,7 @@ CASE = Case(
     ),
     key_label="Step time, LoRA r = 2 on every linear layer / full",
     sweeps=(
-        _sweep("here", "minimind-26m", 2, 512, 3),
+        _sweep("here", "minimind-26m", 8, 512, 4),
         _sweep("published", "minimind-26m", 32, 512, None, "cuda:0"),
         _sweep("test", "tiny-test", 1, 32, 1),
     ),
@@ -89,7 +88,7 @@ CASE = Case(
 def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     """The verdict by :attr:`CASE.rule`."""
     evidence = gather(sweep, observations, timed=True)
-    full, every, wider, query_key, last = sweep.specs
+    full, every, query_key, last = sweep.specs
     plain = evidence.of(full)
 
     def beside_full(label: str, one: Measured, published: float | None = None) -> Ratio:
@@ -99,7 +98,7 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     lora = beside_full("r = 2, every linear layer", every, PUBLISHED_RATIO)
     some = beside_full("r = 2, query and key", query_key)
     head = beside_full("r = 2, output head", last)
-    ratios = [lora, beside_full("r = 8, every linear layer", wider), some, head]
+    ratios = [lora, some, head]
     judging = Judging(evidence, (full, every, query_key, last), ROUNDS)
     if not judging.complete or lora.low is None or lora.high is None or some.high is None or head.high is None:
         return judging.not_enough(ratios, lora.measured)
