@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -99,12 +100,12 @@ def _cell(value: object) -> dict[str, Any]:
     """One value of a table: its text, and whether it is a number."""
     if isinstance(value, list | tuple | set | frozenset):
         return {"text": ", ".join(_cell(item)["text"] for item in value), "number": False}
-    if value is None or value is pd.NaT or (isinstance(value, float) and value != value):
+    if pd.isna(value):
         return {"text": formatting.DASH, "number": False}
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return {"text": "yes" if value else "no", "number": False}
-    if isinstance(value, numbers.Number):
-        return {"text": f"{value:.6g}" if isinstance(value, float) else str(value), "number": True}
+    if isinstance(value, numbers.Real):
+        return {"text": str(value) if isinstance(value, numbers.Integral) else f"{float(value):.6g}", "number": True}
     return {"text": str(value), "number": False}
 
 
