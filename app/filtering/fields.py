@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import functools
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -41,17 +42,21 @@ class KnownField:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Every field there is. Names are looked up in any case."""
+    """Every field there is, and the unit of each stored metric. Names are looked up in any case."""
 
     metrics: tuple[str, ...]
     environment: tuple[str, ...]
+    units: dict[str, str]
     _by_name: dict[str, KnownField]
 
     @classmethod
     def of(cls, metrics: Iterable[StoredMetric] = (), environment: Iterable[Sequence[str]] = ()) -> Known:
         """The fields of the code, with the metrics and the environments' paths that are stored."""
+        listed = list(metrics)
         stored = [
-            name for metric in metrics for name in (metric.name, *(f"{metric.name}@{v}" for v in metric.variants))
+            name
+            for metric in listed
+            for name in (metric.name, *(f"{metric.name}@{variant}" for variant in metric.variants))
         ]
         paths = {".".join(("environment", *path)): tuple(path) for path in environment}
         fields = [
@@ -59,7 +64,8 @@ class Known:
             *(KnownField(name, EnvironmentField(path), "any", dimension(name)) for name, path in paths.items()),
             *_fields_of_the_code(),
         ]
-        return cls(tuple(stored), tuple(paths), {entry.name.casefold(): entry for entry in fields})
+        units = {metric.name: metric.unit for metric in listed}
+        return cls(tuple(stored), tuple(paths), units, {entry.name.casefold(): entry for entry in fields})
 
     def find(self, name: str) -> KnownField | None:
         """The field of this name, None where there is none."""
@@ -111,7 +117,7 @@ def aliases(name: str, text: str) -> tuple[str, ...]:
 @functools.cache
 def _shown_values() -> dict[str, dict[str, tuple[str, ...]]]:
     strategies = [(entry.id, entry.label) for kind in MEASURED_KINDS for entry in catalog.strategies(kind)]
-    pairs = {
+    pairs: dict[str, list[tuple[str, str]]] = {
         "state": [(state, formatting.state_text(state)) for state in STATES],
         "kind": [(kind, labels.kind_label(kind)) for kind in (*MEASURED_KINDS, *REQUEST_KINDS)],
         "model": [(model, labels.model_label(model)) for model in catalog.models()],
@@ -143,7 +149,7 @@ def _metric(name: str) -> KnownField:
     return KnownField(name, MetricField(metric, variant or None), "number", dimension(metric))
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         inner = [part for part in _parts(field.annotation) if issubclass(part, BaseModel)]
         for part in inner:
@@ -152,6 +158,6 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-def _parts(annotation: object) -> list[type]:
+def _parts(annotation: Any) -> list[type]:
     """The classes in a union, or the one class."""
     return [part for part in (typing.get_args(annotation) or (annotation,)) if isinstance(part, type)]

@@ -178,7 +178,7 @@ def _field(word: Token, known: Known) -> KnownField:
     entry = known.find(word)
     if entry is None:
         nearest = known.nearest(word)
-        meant = f"did you mean {' or '.join(nearest)}?" if nearest else "the help beside the filter lists the fields."
+        meant = f"did you mean {_either(nearest)}?" if nearest else "the help beside the filter lists the fields."
         raise FilterError(f"{_short(word)} is no field; {meant}", word.start_pos or 0)
     return entry
 
@@ -239,14 +239,15 @@ def _moment(entry: KnownField, operator: Operator, start: float, end: float) -> 
     if operator == "~":
         raise ValueError("is a moment: compare it with =, !=, <, <=, > or >=")
     within = And((Compare(entry.field, ">=", start), Compare(entry.field, "<", end)))
-    return {
+    found: dict[Operator, Condition] = {
         "=": within,
         "!=": Not(within),
         "<": Compare(entry.field, "<", start),
         "<=": Compare(entry.field, "<", end),
         ">": Compare(entry.field, ">=", end),
         ">=": Compare(entry.field, ">=", start),
-    }[operator]
+    }
+    return found[operator]
 
 
 def _check_characters(text: str) -> None:
@@ -284,6 +285,10 @@ def _syntax_error(text: str, error: UnexpectedToken | UnexpectedCharacters | Une
     if "COMMA" in expected and "_AND" not in expected:
         return FilterError("A comma or a closing parenthesis is expected here.", position)
     return FilterError("AND or OR is expected here.", position)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _short(text: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
-from app import formatting
-from app.kinds import KINDS
 from app.widgets import labels
 from db.runs import MetricValue, RunRow
 
@@ -87,84 +85,6 @@ def in_order(frame: pd.DataFrame, compared: str) -> pd.DataFrame:
         ["adapter_rank", "adapter", "is_other", "median"], ascending=[True, True, True, False], kind="stable"
     )
     return frame.loc[order.index].reset_index(drop=True)
-
-
-def medians(values: Iterable[MetricValue]) -> dict[tuple[int, str, str | None], float]:
-    """Median of each metric of each run, by (run id, metric name, variant)."""
-    frame = pd.DataFrame(
-        [(value.run_id, value.name, value.variant or "", value.value) for value in values],
-        columns=["run_id", "name", "variant", "value"],
-    )
-    if frame.empty:
-        return {}
-    grouped = frame.groupby(["run_id", "name", "variant"])["value"].median()
-    return {
-        (int(run_id), str(name), str(variant) or None): float(value)
-        for (run_id, name, variant), value in grouped.items()
-    }
-
-
-def listed_metrics() -> tuple[str, ...]:
-    """The metrics that the table of runs shows."""
-    return tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.COLUMNS.values()))
-
-
-def runs_frame(rows: Sequence[RunRow], values: Mapping[tuple[int, str, str | None], float]) -> pd.DataFrame:
-    """The table of runs: one line per run, times in seconds, memory in bytes, moments in epoch seconds.
-
-    Each kind has columns of its own for its time or speed and its peak memory; a kind without runs here has none.
-    """
-    kinds = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
-    columns = dict.fromkeys(column for kind in kinds for column in KINDS[kind].COLUMNS)
-    return pd.DataFrame([_line(row, values, list(columns)) for row in rows])
-
-
-def headlines(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table of runs of several kinds with one text for each run's time or speed, and one for its peak memory."""
-    results, peaks = [], []
-    for _, line in frame.iterrows():
-        kind = KINDS.get(line["kind_id"])
-        name, word = kind.HEADLINE if kind else ("", "")
-        value = line.get(name)
-        unit = "tokens/s" if name.endswith("tokens_per_s") else "s"
-        results.append("" if value is None or pd.isna(value) else f"{word} {formatting.measured(value, unit)}".strip())
-        extra, peak = line.get("peak_extra_bytes"), line.get("peak_bytes")
-        if extra is not None and pd.notna(extra):
-            peaks.append(f"+{formatting.size(extra)}")
-        else:
-            peaks.append("" if peak is None or pd.isna(peak) else formatting.size(peak))
-    columns = {name for kind in KINDS.values() for name in kind.COLUMNS}
-    shown = frame.drop(columns=[name for name in frame.columns if name in columns])
-    place = list(shown.columns).index("device") + 1
-    shown.insert(place, "result", results)
-    shown.insert(place + 1, "peak", peaks)
-    return shown
-
-
-def _line(
-    row: RunRow, values: Mapping[tuple[int, str, str | None], float], columns: Sequence[str]
-) -> dict[str, object]:
-    kind = KINDS.get(row.kind)
-    metrics = kind.COLUMNS if kind else {}
-    variant = kind.main_variant(row) if kind else None
-    return {
-        "id": row.id,
-        "kind_id": row.kind,
-        "kind": labels.kind_label(row.kind),
-        "state": row.state,
-        "name": row.name or (None if kind else labels.run_title(row)),
-        "model": labels.model_label(row.model),
-        "adapter": row.adapter or (labels.bare_label(row.kind) if kind else None),
-        "strategy": row.strategy,
-        "targets": labels.targets_label(row.spec) if kind else None,
-        "work": ", ".join([*labels.work_parts(row.spec), *labels.savings(row.spec)]),
-        "dtype": row.dtype,
-        "device": row.device,
-        **{name: values.get((row.id, metrics[name], variant)) if name in metrics else None for name in columns},
-        "when": row.finished_at or row.started_at or row.created_at,
-        "problem": problem_sentence(row),
-        "tags": list(row.tags),
-    }
 
 
 def problem_sentence(row: RunRow) -> str | None:
