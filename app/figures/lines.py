@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import formatting
-from app.figures import parts, styles
+from app.figures import parts, styles, summaries
 
 #: Up to this many lines are labelled at their ends; more have a legend.
 DIRECT_LABELS = 6
@@ -51,12 +51,13 @@ def lines(
     baseline = parts.escape(baseline) if baseline is not None else None
     failed = rows["state"].eq(parts.OUT_OF_MEMORY) if "state" in rows else pd.Series(False, index=rows.index)
     measured, ended = rows[~failed & rows["value"].notna()], rows[failed]
-    medians = measured.groupby(["group", "x"], sort=False)["value"].median()
+    table = summaries.quartiles(measured, ["group", "x"])
+    known_groups = set(measured["group"])
     known = pd.concat([measured["value"], ended["value"].dropna()])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     if reference is not None:
         low, high = min(low, reference), max(high, reference)
-    is_log = bool((known > 0).all()) and parts.needs_log_axis(medians)
+    is_log = bool((known > 0).all()) and parts.needs_log_axis(table["median"])
     y_axis = parts.value_axis(low, high, unit, is_log=is_log, room=1.12)
     # A value that is not known lies at the axis' worse end.
     bottom, top = y_axis["range"]
@@ -66,7 +67,8 @@ def lines(
     figure = go.Figure()
     looks = styles.of_groups(rows, colours, baseline)
     for group, style in looks.items():
-        _line(figure, group, measured[measured["group"] == group], style, unit, x_title)
+        if group in known_groups:
+            _line(figure, group, table.loc[group].sort_index(), style, unit, x_title)
         _ended(figure, group, ended[ended["group"] == group], style, unit, unknown)
     head = f"{title}, log scale" if is_log else title
     parts.finish(figure, f"{head}{parts.direction(better)}", height_px=parts.PANEL_HEIGHT_PX + 40)
@@ -77,7 +79,7 @@ def lines(
     if reference is not None:
         figure.add_hline(y=reference, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
     if 1 < len(looks) <= DIRECT_LABELS and max(map(parts.length, looks)) <= _LABEL_CHARACTERS:
-        _end_labels(figure, medians, looks, is_log)
+        _end_labels(figure, table["median"], looks, is_log)
     elif len(looks) > 1:
         parts.legend(figure, hover=False)
     return figure
@@ -93,16 +95,7 @@ def _with_levels(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows[rows["x"].notna()], *(level.assign(x=end) for end in {ends.min(), ends.max()})])
 
 
-def _line(figure: go.Figure, group: str, rows: pd.DataFrame, style: styles.Style, unit: str, x_title: str) -> None:
-    if rows.empty:
-        return
-    table = rows.groupby("x").agg(
-        median=("value", "median"),
-        lower=("value", lambda values: values.quantile(0.25)),
-        upper=("value", lambda values: values.quantile(0.75)),
-        repeats=("value", "size"),
-        runs=("run_id", "nunique"),
-    )
+def _line(figure: go.Figure, group: str, table: pd.DataFrame, style: styles.Style, unit: str, x_title: str) -> None:
     figure.add_scatter(
         x=table.index,
         y=table["median"],

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import formatting
-from app.figures import parts, styles
+from app.figures import parts, styles, summaries
 
 _DIRECT_LABELS = 6
 _LABEL_CHARACTERS = 32
@@ -95,22 +95,18 @@ def _lower_first(text: str) -> str:
 
 
 def _points(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """One line per group: medians ``x y``, quartiles, and what they stand on."""
-    lines = {}
-    for group, found in rows.groupby("group", sort=False):
-        of_x, of_y = found[found["name"] == x]["value"], found[found["name"] == y]["value"]
-        if len(of_x) and len(of_y):
-            lines[group] = {
-                "x": of_x.median(),
-                "x_low": of_x.quantile(0.25),
-                "x_high": of_x.quantile(0.75),
-                "y": of_y.median(),
-                "y_low": of_y.quantile(0.25),
-                "y_high": of_y.quantile(0.75),
-                "runs": found["run_id"].nunique(),
-            }
-    columns = ["x", "x_low", "x_high", "y", "y_low", "y_high", "runs"]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+    """One line per group that has both: medians ``x y``, quartiles, and what they stand on."""
+    found = {
+        column: summaries.quartiles(rows[rows["name"] == name], ["group"]) for column, name in (("x", x), ("y", y))
+    }
+    table = pd.DataFrame(
+        {
+            f"{column}{suffix}": of_metric[part]
+            for column, of_metric in found.items()
+            for suffix, part in (("", "median"), ("_low", "lower"), ("_high", "upper"), ("_runs", "runs"))
+        }
+    ).dropna()
+    return table.loc[[group for group in dict.fromkeys(rows["group"]) if group in table.index]]
 
 
 def _ends(points: pd.DataFrame, column: str) -> tuple[float, float]:
@@ -152,7 +148,9 @@ def _point(
         name=group,
         mode="markers",
         marker={"size": 14 if is_ringed else 12, "symbol": style.symbol, "color": style.colour, "line": ring},
-        customdata=[["<br>".join([group, *texts, formatting.plural(int(point["runs"]), "run")])]],
+        customdata=[
+            ["<br>".join([group, *texts, formatting.plural(int(max(point["x_runs"], point["y_runs"])), "run")])]
+        ],
         hovertemplate="%{customdata[0]}<extra></extra>",
     )
 

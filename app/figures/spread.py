@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import formatting
-from app.figures import parts
+from app.figures import parts, summaries
 
 
 def spread(
@@ -35,98 +35,114 @@ def spread(
         baseline: label of the row whose median is drawn as a dashed line through all rows.
         is_panel: one of several small charts, where only hovering tells what a median stands on.
     """
-    figure = go.Figure()
-    frame = frame.assign(label=frame["label"].map(parts.escape))
-    is_ended = frame["state"].eq(parts.OUT_OF_MEMORY) if "state" in frame else pd.Series(False, index=frame.index)
-    has_value = frame["value"].notna() & ~is_ended
-    without = _reached(frame[is_ended], set(frame[has_value]["label"]))
-    labels = [label for label in dict.fromkeys(frame[has_value | is_ended]["label"])]
-    frame = frame[has_value]
-    baseline = None if baseline is None else parts.escape(baseline)
-    middle = None
-    if baseline in set(frame["label"]):
-        middle = float(frame.loc[frame["label"] == baseline, "value"].median())
-    for label in (label for label in labels if label not in without):
-        _row(figure, label, frame[frame["label"] == label], colours, unit, is_panel)
-        end = float(frame.loc[frame["label"] == label, "value"].max())
-        figure.data[-1].x = [parts.text_start(end, middle, float(frame["value"].max()))]
-    if middle is not None:
-        figure.add_vline(x=middle, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    rows = frame.assign(label=frame["label"].map(parts.escape))
+    is_ended = rows["state"].eq(parts.OUT_OF_MEMORY) if "state" in rows else pd.Series(False, index=rows.index)
+    measured = rows[rows["value"].notna() & ~is_ended]
+    table = summaries.quartiles(measured, ["label"])
+    table["colour"] = _colours(measured, colours).reindex(table.index)
+    without = rows[is_ended & ~rows["label"].isin(table.index)].groupby("label", sort=False)["value"].max()
+    labels = list(dict.fromkeys(rows[is_ended | rows["label"].isin(table.index)]["label"]))
+    known = [*measured["value"], *without.dropna()] or [0.0]
+    low, high = float(min(known)), float(max(known))
     # By the medians: one disturbed repeat is no reason to bend the axis.
-    log = bool((frame["value"] > 0).all()) and parts.needs_log_axis(frame.groupby("label")["value"].median())
-    head = f"{title}, log scale" if log else title
-    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.rows_px(len(labels)))
-    parts.name_axis(figure, labels)
-    known = [*frame["value"], *(value for value in without.values() if math.isfinite(value))] or [0.0]
-    _value_axis(figure, float(min(known)), float(max(known)), unit, log)
-    for label, reached in without.items():
-        is_known = math.isfinite(reached)
-        text = f"out of memory at {formatting.measured(reached, unit)}" if is_known else "out of memory"
-        _no_value(figure, label, reached if is_known else 10 ** figure.layout.xaxis.range[0] if log else 0.0, text)
-    return figure
+    log = low > 0 and parts.needs_log_axis(table["median"])
+    middle = table["median"].get(parts.escape(baseline)) if baseline is not None else None
 
-
-def _reached(ended: pd.DataFrame, measured: set[str]) -> dict[str, float]:
-    """What was reached by the labels that have nothing but runs out of memory, nan where that is not known."""
-    return {
-        label: float(rows["value"].max()) for label, rows in ended.groupby("label", sort=False) if label not in measured
-    }
-
-
-def _no_value(figure: go.Figure, label: str, place: float, text: str) -> None:
-    """A hollow marker with the reason why there is no value."""
+    figure = go.Figure()
+    _points(figure, measured, table, unit)
+    _ranges(figure, table[table["repeats"] > 1], unit)
+    _medians(figure, table, unit)
     figure.add_scatter(
-        x=[place],
-        y=[label],
-        mode="markers+text",
-        marker={"symbol": "circle-open", "size": 11, "color": formatting.GREY, "line": {"width": 2}},
-        text=[f"\u2003{text}"],
+        x=[parts.text_start(float(end), middle, high) for end in table["most"]],
+        y=list(table.index),
+        mode="text",
+        # Em spaces, as ordinary ones at the start of a line are dropped.
+        text=[
+            f"\u2003<b>{formatting.measured(line.median, unit)}</b>"
+            + ("" if is_panel else f"\u2002{formatting.evidence(line.repeats, line.runs)}")
+            for line in table.itertuples()
+        ],
         textfont={"size": 13},
         textposition="middle right",
         cliponaxis=False,
         hoverinfo="skip",
     )
+    if middle is not None:
+        figure.add_vline(x=middle, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
+    head = f"{title}, log scale" if log else title
+    parts.finish(figure, f"{head}{parts.direction(better)}", height_px=104 + parts.rows_px(len(labels)))
+    parts.name_axis(figure, labels)
+    _value_axis(figure, low, high, unit, log)
+    if len(without):
+        _out_of_memory(figure, without, unit, 10 ** figure.layout.xaxis.range[0] if log else 0.0)
+    return figure
 
 
-def _row(
-    figure: go.Figure, label: str, rows: pd.DataFrame, colours: Mapping[str, str], unit: str, is_panel: bool
-) -> None:
-    values = rows["value"]
-    colour = colours.get(str(rows["adapter"].iloc[0]), formatting.GREY)
-    median = float(values.median())
+def _colours(rows: pd.DataFrame, colours: Mapping[str, str]) -> pd.Series:
+    """The colour of each label by its first adapter."""
+    adapters = rows.drop_duplicates("label").set_index("label")["adapter"]
+    return adapters.map(lambda adapter: colours.get(str(adapter), formatting.GREY))
+
+
+def _points(figure: go.Figure, rows: pd.DataFrame, table: pd.DataFrame, unit: str) -> None:
+    """Every repeat."""
     figure.add_scatter(
-        x=values,
-        y=[label] * len(values),
+        x=rows["value"],
+        y=rows["label"],
         mode="markers",
-        marker={"size": 9, "color": colour, "opacity": 0.4, "line": {"width": 0}},
-        customdata=[[run, formatting.measured(value, unit)] for run, value in zip(rows["run_id"], values, strict=True)],
+        marker={"size": 9, "color": list(rows["label"].map(table["colour"])), "opacity": 0.4, "line": {"width": 0}},
+        customdata=[
+            [run, formatting.measured(value, unit)] for run, value in zip(rows["run_id"], rows["value"], strict=True)
+        ],
         hovertemplate="%{y}<br>%{customdata[1]} · run %{customdata[0]}<extra></extra>",
     )
-    if len(values) > 1:
-        lower, upper = float(values.quantile(0.25)), float(values.quantile(0.75))
+
+
+def _ranges(figure: go.Figure, table: pd.DataFrame, unit: str) -> None:
+    """Interquartile ranges as thick lines, one trace for each colour."""
+    for colour, rows in table.groupby("colour", sort=False):
+        texts = [
+            f"interquartile range {formatting.measured(line.lower, unit)} to {formatting.measured(line.upper, unit)}"
+            for line in rows.itertuples()
+        ]
         figure.add_scatter(
-            x=[lower, upper],
-            y=[label, label],
+            # A gap after each row keeps the lines of different rows apart.
+            x=[place for line in rows.itertuples() for place in (line.lower, line.upper, None)],
+            y=[label for label in rows.index for _ in range(3)],
             mode="lines",
             line={"width": 7, "color": colour},
             opacity=0.65,
-            hovertemplate=f"interquartile range {formatting.measured(lower, unit)} to "
-            f"{formatting.measured(upper, unit)}<extra></extra>",
+            customdata=[text for text in texts for _ in range(3)],
+            hovertemplate="%{customdata}<extra></extra>",
         )
-    evidence = formatting.evidence(len(rows), rows["run_id"].nunique())
+
+
+def _medians(figure: go.Figure, table: pd.DataFrame, unit: str) -> None:
+    """Medians as upright strokes."""
     figure.add_scatter(
-        x=[median],
-        y=[label],
+        x=table["median"],
+        y=list(table.index),
         mode="markers",
-        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": colour}},
-        hovertemplate=f"%{{y}}<br>median {formatting.measured(median, unit)}<br>{evidence}<extra></extra>",
+        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": list(table["colour"])}},
+        customdata=[
+            f"median {formatting.measured(line.median, unit)}<br>{formatting.evidence(line.repeats, line.runs)}"
+            for line in table.itertuples()
+        ],
+        hovertemplate="%{y}<br>%{customdata}<extra></extra>",
     )
+
+
+def _out_of_memory(figure: go.Figure, reached: pd.Series, unit: str, edge: float) -> None:
+    """Hollow markers where there is nothing but runs out of memory: at what was reached, else at the axis' start."""
     figure.add_scatter(
-        x=[float(values.max())],
-        y=[label],
-        mode="text",
-        # Em spaces, as ordinary ones at the start of a line are dropped.
-        text=[f"\u2003<b>{formatting.measured(median, unit)}</b>\u2002{'' if is_panel else evidence}"],
+        x=reached.fillna(edge),
+        y=list(reached.index),
+        mode="markers+text",
+        marker={"symbol": "circle-open", "size": 11, "color": formatting.GREY, "line": {"width": 2}},
+        text=[
+            "\u2003out of memory" + (f" at {formatting.measured(value, unit)}" if pd.notna(value) else "")
+            for value in reached
+        ],
         textfont={"size": 13},
         textposition="middle right",
         cliponaxis=False,
@@ -141,8 +157,8 @@ def _value_axis(figure: go.Figure, low: float, high: float, unit: str, log: bool
         ticks, texts = parts.log_ticks(left, high * 2, unit)
         figure.update_xaxes(type="log", range=[math.log10(left), math.log10(right)], tickvals=ticks, ticktext=texts)
     else:
-        ticks, texts = parts.linear_ticks(high * 1.05, unit)
-        figure.update_xaxes(range=[0, high * 1.5 or 1], tickvals=ticks, ticktext=texts)
+        axis = parts.value_axis(low, high, unit, is_log=False, room=1.05)
+        figure.update_xaxes(**{**axis, "range": [axis["range"][0], max(high, 0.0) * 1.5 or 1]})
 
 
 def repeats(frame: pd.DataFrame, colour: str, *, title: str, first_name: str = "first") -> go.Figure:

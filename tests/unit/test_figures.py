@@ -62,14 +62,47 @@ def test_every_label_is_direct_with_the_median_and_what_it_stands_on(lora_and_do
 
 def test_a_single_value_draws_no_range_and_says_one_run() -> None:
     figure = attaching(frame({"LoRA": ("LoRA", [0.42])}))
-    assert [trace.mode for trace in figure.data] == ["markers", "markers", "text"]
+    assert "lines" not in [trace.mode for trace in figure.data]
     assert "1 run" in texts(figure)[0]
+
+
+def test_the_interquartile_range_of_each_row_is_a_line_of_its_own(lora_and_dora: pd.DataFrame) -> None:
+    figure = figures.spread(lora_and_dora.assign(adapter="LoRA"), COLOURS, title="Seconds")
+    (ranges,) = [trace for trace in figure.data if trace.mode == "lines"]
+    assert list(ranges.y) == ["LoRA"] * 3 + ["DoRA, stock"] * 3
+    assert [x for x in ranges.x if x == x and x is not None] == pytest.approx([0.41, 0.43, 9.6, 10.85])
+    assert ranges.x[2] is None or ranges.x[2] != ranges.x[2], "rows are not joined"
+
+
+def test_a_row_whose_runs_all_ran_out_of_memory_says_so_at_what_was_reached() -> None:
+    rows = frame({"LoRA": ("LoRA", [1.0]), "Full": ("", [3.0]), "Long": ("", [float("nan")])})
+    rows = rows.assign(state=["succeeded", "out_of_memory", "out_of_memory"])
+    figure = figures.spread(rows, COLOURS, title="Peak", unit="bytes")
+    (hollow,) = [trace for trace in figure.data if trace.mode == "markers+text"]
+    assert list(hollow.y) == ["Full", "Long"]
+    assert list(hollow.x) == [3.0, 0.0]
+    assert [text.strip() for text in hollow.text] == ["out of memory at 3 B", "out of memory"]
+    assert list(figure.layout.yaxis.categoryarray) == ["Long", "Full", "LoRA"]
+
+
+def test_typed_markup_in_a_row_is_shown_letter_by_letter_and_long_names_are_cut() -> None:
+    figure = attaching(frame({"<b>x</b> " + "long " * 30: ("LoRA", [1.0])}), baseline="<b>x</b> " + "long " * 30)
+    shown = figure.layout.yaxis.ticktext[0]
+    assert shown.startswith("&lt;b&gt;x&lt;/b&gt;")
+    assert shown.endswith("…")
+    assert len(figure.layout.shapes) == 1
+
+
+def test_many_rows_lie_closer_so_that_fifty_fit_on_two_screens() -> None:
+    figure = attaching(frame({f"way {number}": ("LoRA", [1.0]) for number in range(50)}))
+    assert figure.layout.height < 1600
 
 
 def test_colours_follow_the_adapter_and_unknown_ones_are_grey(lora_and_dora: pd.DataFrame) -> None:
     figure = figures.spread(lora_and_dora, {"DoRA": "#E69F00"}, title="Seconds")
-    assert figure.data[0].marker.color == formatting.GREY
-    assert figure.data[4].marker.color == "#E69F00"
+    points, *ranges = figure.data[:3]
+    assert list(points.marker.color) == [formatting.GREY] * 3 + ["#E69F00"] * 3
+    assert [trace.line.color for trace in ranges] == [formatting.GREY, "#E69F00"]
 
 
 def test_the_baseline_is_a_dashed_line_at_its_median(lora_and_dora: pd.DataFrame) -> None:
@@ -234,7 +267,8 @@ def test_the_title_says_when_more_is_better() -> None:
 def test_a_label_that_the_baseline_would_cross_starts_behind_it() -> None:
     rows = frame({"Base": ("", [13.0]), "LoRA": ("LoRA", [11.0]), "Slow": ("LoRA", [2.0])})
     figure = figures.spread(rows, COLOURS, title="Tokens per second", unit="tokens/s", baseline="Base")
-    at = {trace.y[0]: trace.x[0] for trace in figure.data if trace.mode == "text"}
+    (words,) = [trace for trace in figure.data if trace.mode == "text"]
+    at = dict(zip(words.y, words.x, strict=True))
     assert at == {"Base": 13.0, "LoRA": 13.0, "Slow": 2.0}
 
 
