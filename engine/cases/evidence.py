@@ -151,6 +151,11 @@ def spread(ratio: Ratio, digits: int = 3) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
+def percent(share: float) -> str:
+    """A share as per cent, without decimals."""
+    return f"{share * 100:.0f} %"
+
+
 def _set_aside(left: Mapping[str, int]) -> str:
     words = [f"{count} {why}" for why, count in left.items() if count]
     if not words:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.cases.evidence import Evidence, between, gather, value
+from engine.cases.evidence import Evidence, between, gather, percent, value
 from engine.cases.records import Advice, Case, Observation, Published, Ratio, Size, Source, Sweep, Verdict
 from engine.cases.sweeps import spec
 from engine.cases.verdicts import Judging
@@ -114,4 +114,4 @@ def _kept(specs: dict[str, Measured], evidence: Evidence) -> str:
     kept, peak = value(run, "merge_retained_extra_bytes") or 0.0, value(run, _METRIC) or 1.0
     if kept <= 0:
         return "where w + delta keeps none of its peak."
-    return f"where w + delta keeps {kept / peak:.0%} of its peak for good, because its weights become float32."
+    return f"where w + delta keeps {percent(kept / peak)} of its peak for good, because its weights become float32."

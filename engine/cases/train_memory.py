@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from engine.cases.evidence import Evidence, between, gather
+from engine.cases.evidence import Evidence, between, gather, percent
 from engine.cases.records import Advice, Case, Observation, Published, Ratio, Size, Source, Sweep, Verdict
 from engine.cases.sweeps import spec
 from engine.cases.verdicts import Judging
@@ -18,7 +18,6 @@ GIB = 2**30
 NEAR = 0.15
 RISE = 0.05
 LITTLE_SAVED = 0.8
-KEY_LENGTH = 1024
 PUBLISHED_RATIOS = {512: 12.4 / 23.9, 1024: 22.1 / 29.1, 1536: 35.4 / 42.4, 2048: 52.2 / 58.2}
 
 
@@ -94,7 +93,7 @@ CASE = Case(
         ),
         Advice("Use sdpa or flash attention: eager attention keeps scores that grow with the square of the length."),
     ),
-    key_label="Peak of LoRA / peak of full fine-tuning at 1024 tokens",
+    key_label="Peak of LoRA / peak of full fine-tuning, at the longest context that fits both",
     sweeps=(
         _sweep("here", "tinyllama-1.1b", (128, 512, 1024, 2048), 6, 20 * GIB),
         _sweep("published", "tinyllama-1.1b", (512, 1024, 1536, 2048), None, 79 * GIB, device="cuda:0"),
@@ -108,7 +107,7 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     evidence = gather(sweep, observations, timed=False)
     ratios = [_ratio(evidence, full, lora) for full, lora in zip(sweep.specs[0::2], sweep.specs[1::2], strict=True)]
     points = [(ratio.x or 0.0, ratio.measured) for ratio in ratios if ratio.measured is not None]
-    key = next((share for length, share in points if length == KEY_LENGTH), points[-1][1] if points else None)
+    key = points[-1][1] if points else None
     judging = Judging(evidence, sweep.specs, 1, out_of_memory_counts=True)
     if not judging.complete:
         return judging.not_enough(ratios, key)
@@ -117,8 +116,8 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     if len(points) < 2:
         return judging.not_enough(ratios, key, f"Fewer than two lengths fit into this machine's memory.{lost}")
     shares = [share for _, share in points]
-    said = f"LoRA needs {shares[0]:.0%} of full fine-tuning's memory at {points[0][0]:.0f} tokens and "
-    said += f"{shares[-1]:.0%} at {points[-1][0]:.0f}.{_where_little_is_saved(points)}{lost}"
+    said = f"LoRA needs {percent(shares[0])} of full fine-tuning's memory at {points[0][0]:.0f} tokens and "
+    said += f"{percent(shares[-1])} at {points[-1][0]:.0f}.{_where_little_is_saved(points)}{lost}"
     rises = all(one < other for one, other in itertools.pairwise(shares)) and shares[-1] - shares[0] >= RISE
     if not rises:
         return judging.verdict("does not hold here", said, ratios, key)
