@@ -18,6 +18,7 @@ from db.runs import FilterValues, RunRow
 
 ROWS = 500
 COMPARED = 50
+ADDED = 20
 NEWEST = "newest"
 FACETS = ("state", "kind", "model", "adapter", "device", "tag")
 NEWEST_FIRST = ("id", "created", "started", "finished")
@@ -106,6 +107,8 @@ def layout(fields: Known) -> tuple[Order, list[KnownField], list[str]]:
             key="add",
             bind="query-params",
             placeholder="Any metric or field",
+            max_selections=ADDED,
+            select_all=False,
             width=420,
         )
         hidden = st.multiselect(
@@ -117,8 +120,11 @@ def layout(fields: Known) -> tuple[Order, list[KnownField], list[str]]:
             placeholder="Nothing",
             width=420,
         )
-    entries = [entry for name in added if (entry := fields.find(name))]
     by = None if chosen == NEWEST else fields.find(chosen)
+    entries = [entry for name in added if (entry := fields.find(name))]
+    # What the list is ordered by can be read off it.
+    if by is not None and not isinstance(by.field, Column) and by not in entries:
+        entries.append(by)
     return order(by, is_reversed), entries, list(hidden)
 
 
@@ -166,34 +172,38 @@ def grid(table: run_table.RunTable, ids: list[int]) -> list[int]:
 
 def actions(selected: list[RunRow], shown: list[RunRow]) -> None:
     """What can be done with the selected runs, or with all that are shown."""
-    compared = selected or shown
-    ids = [row.id for row in compared]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if selected:
-            st.markdown(f"**{formatting.plural(len(ids), 'run')} selected**", width="content")
-        if len(selected) == 1 and st.button("Open", icon=":material/open_in_new:", type="primary"):
-            st.switch_page("views/run.py", query_params={"id": str(ids[0])})
-        if len(ids) > 1:
-            is_too_many = len(ids) > COMPARED
-            if st.button(
-                "Compare" if selected else "Compare all shown",
-                icon=":material/compare_arrows:",
-                type="primary" if selected else "secondary",
-                disabled=is_too_many,
-                help=f"At most {COMPARED} runs at once: select some, or filter for them." if is_too_many else None,
-            ):
-                st.switch_page("views/compare.py", query_params={"ids": ",".join(map(str, ids))})
-        if selected:
-            st.download_button(
-                "Result JSON",
-                data=lambda: manage.documents_json(ids),
-                file_name="runs.json",
-                mime="application/json",
-                icon=":material/download:",
-                on_click="ignore",
-                help="Everything that was measured, as python -m engine export prints it; it can be imported again.",
-            )
-            manage.actions(selected)
+    if not selected:
+        if 1 < len(shown) <= COMPARED and st.button("Compare all shown", icon=":material/compare_arrows:"):
+            compare(shown)
+        return
+    ids = [row.id for row in selected]
+    st.markdown(f"**{formatting.plural(len(ids), 'run')} selected**", width="content")
+    if len(ids) == 1 and st.button("Open", icon=":material/open_in_new:", type="primary"):
+        st.switch_page("views/run.py", query_params={"id": str(ids[0])})
+    is_too_many = len(ids) > COMPARED
+    if len(ids) > 1 and st.button(
+        "Compare",
+        icon=":material/compare_arrows:",
+        type="primary",
+        disabled=is_too_many,
+        help=f"At most {COMPARED} runs at once." if is_too_many else None,
+    ):
+        compare(selected)
+    st.download_button(
+        "Result JSON",
+        data=lambda: manage.documents_json(ids),
+        file_name="runs.json",
+        mime="application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="Everything that was measured, as python -m engine export prints it; it can be imported again.",
+    )
+    manage.actions(selected)
+
+
+def compare(rows: list[RunRow]) -> None:
+    """Go to the page that compares these runs."""
+    st.switch_page("views/compare.py", query_params={"ids": ",".join(str(row.id) for row in rows)})
 
 
 def problems(selected: list[RunRow]) -> None:
@@ -223,8 +233,10 @@ def results(
             st.button("Clear the filters", icon=":material/filter_alt_off:", on_click=clear)
         return
     with bar:
-        st.space("stretch")
         st.caption(formatting.plural(len(found), "run"), width="content")
+    place = st.container()
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        below = st.container(horizontal=True, vertical_alignment="center", gap="small", width="stretch")
         start = page_of(len(found)) * ROWS
     with state.database().reading() as session:
         rows = runs.get_rows(session, found[start : start + ROWS])
@@ -233,9 +245,11 @@ def results(
         needs_environment = any(isinstance(entry.field, EnvironmentField) for entry in added)
         environments = runs.environments(session, ids) if needs_environment else {}
     table = run_table.build(rows, medians, environments, added, hidden, fields.units)
-    chosen = set(grid(table, ids))
+    with place:
+        chosen = set(grid(table, ids))
     selected = [row for row in rows if row.id in chosen]
-    actions(selected, rows)
+    with below:
+        actions(selected, rows)
     problems(selected)
     table_downloads(table.stored[table.stored["id"].isin(chosen)] if chosen else table.stored, "runs")
 

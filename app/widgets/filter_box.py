@@ -48,7 +48,7 @@ def box(known: Known, *, on_change: Callable[[], None]) -> tuple[Condition | Non
     if help_.open:
         with help_:
             st.markdown(_HELP)
-            st.dataframe(_fields(known), hide_index=True, height=260, width=440, alt="The fields that a filter knows")
+            st.dataframe(_fields(known), hide_index=True, height=260, alt="The fields that a filter knows")
     try:
         return parse(text or "", known, state.zone()), True
     except FilterError as error:
@@ -64,4 +64,4 @@ def _fields(known: Known) -> pd.DataFrame:
         ("spec", spec_fields()),
         ("environment", known.environment),
     )
-    return pd.DataFrame([(name, group) for group, names in groups for name in names], columns=["Field", "Of the"])
+    return pd.DataFrame([(name, group) for group, names in groups for name in names], columns=["Field", "Belongs to"])

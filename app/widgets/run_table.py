@@ -85,7 +85,7 @@ def build(
     Args:
         medians: those of ``metrics_of``, in stored units.
         environments: by run id; needed only for added fields of the environment.
-        added: further fields, each a column of its own.
+        added: further fields, each a column of its own unless it is one of the usual.
         hidden: usual columns to leave out.
         units: the unit of each stored metric.
     """
@@ -93,9 +93,12 @@ def build(
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
     metrics = list(dict.fromkeys(column for kind in kinds for column in KINDS[kind].COLUMNS))
     lines = [_line(row, medians, metrics) for row in rows]
+    is_mixed = len({row.kind for row in rows}) > 1
+    if not is_mixed and rows[0].kind in KINDS:
+        usual = {MetricField(name) for name in KINDS[rows[0].kind].COLUMNS.values()}
+        added = [entry for entry in added if entry.field not in usual]
     values = {entry.name: [_value(row, entry.field, medians, environments) for row in rows] for entry in added}
     stored = pd.DataFrame(lines)
-    is_mixed = len({row.kind for row in rows}) > 1
     absent = {name for name in _ONLY_IF_ANY if not stored[name].map(bool).any()} | (set() if is_mixed else {"kind"})
     stored = stored.drop(columns=[name for name in stored if name in hidden | absent])
     place = list(stored.columns).index(metrics[-1]) + 1 if metrics else len(stored.columns)

@@ -139,6 +139,11 @@ def test_the_order_comes_from_the_address(
     assert ids(open_page("runs", **query)) == expected
 
 
+def test_what_the_list_is_ordered_by_is_a_column(open_page: Open, filled: Database) -> None:
+    table = open_page("runs", sort="adapter.rank").dataframe[0].value
+    assert set(table["adapter.rank"]) == {16}
+
+
 def test_columns_are_added_and_hidden_by_the_address(open_page: Open, filled: Database) -> None:
     app = open_page("runs", add="adapter_parameters", hide="Device")
     table = app.dataframe[0].value

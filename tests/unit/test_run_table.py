@@ -46,8 +46,9 @@ def test_any_metric_variant_spec_field_environment_field_and_column_can_be_added
 
 
 def test_a_run_that_lacks_an_added_field_has_an_empty_cell() -> None:
-    table = build([row(1), row(2, spec={})], {(1, STEP): 2.0}, ("step_time_s", "train.context_length", "sweep"))
-    assert pd.isna(table.shown["step_time_s"].iloc[1])
+    stock = MetricField("step_time_s", "stock")
+    table = build([row(1), row(2, spec={})], {(1, stock): 2.0}, ("step_time_s@stock", "train.context_length", "sweep"))
+    assert pd.isna(table.shown["step_time_s@stock"].iloc[1])
     assert pd.isna(table.shown["train.context_length"].iloc[1])
     assert table.shown["sweep"].isna().all()
 
@@ -97,3 +98,8 @@ def test_only_the_metrics_that_the_rows_kinds_show_are_asked_for() -> None:
         MetricField("init_peak_extra_bytes"),
         MetricField("step_time_s", "stock"),
     }
+
+
+def test_a_metric_that_the_kind_shows_anyway_is_no_second_column() -> None:
+    assert "step_time_s" not in build([row(1)], {(1, STEP): 2.0}, ("step_time_s",)).shown
+    assert "step_time_s" in build([row(1), row(2, kind="init")], {(1, STEP): 2.0}, ("step_time_s",)).shown
