@@ -193,8 +193,13 @@ def without_baseline(board: Board, baseline: str) -> list[str]:
 
 
 def wide_fields(board: Board) -> pd.DataFrame:
-    """Every field of every run, by run id, with the label of its (first) group as ``group``."""
+    """Every field of every run, by run id, with the label of the group that the run is about as ``group``."""
     labels = {run_id: group.label for group in reversed(board.groups) for run_id in group.run_ids}
+    about = {(row.id, groups.main_side(row)) for row in board.rows}
+    for group in board.groups:
+        labels.update(
+            {member.run_id: group.label for member in group.members if (member.run_id, member.variant) in about}
+        )
     wide = pd.DataFrame.from_dict({run_id: flat for run_id, flat in board.flats.items()}, orient="index")
     wide.index.name = "run_id"
     return wide.assign(group=[labels.get(run_id) for run_id in wide.index])

@@ -1,0 +1,89 @@
+"""Choices that belong to the address of a page: widgets bound to it, and the same choices read while presenting.
+
+A presented page has no widgets, so what they would bind is read from the address by hand. What the address names and
+the page does not have is ignored, and the default holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import streamlit as st
+
+from app.widgets import presenting
+
+T = TypeVar("T")
+
+
+def one(
+    label: str,
+    options: Sequence[T],
+    *,
+    key: str,
+    default: T,
+    text: Callable[[T], str] = str,
+    help: str | None = None,
+    width: int = 240,
+) -> T:
+    """A select box; its option's text is in the address."""
+    if presenting.is_on():
+        by_text = {text(option): option for option in options}
+        return by_text.get(st.query_params.get(key, ""), default)
+    return st.selectbox(
+        label,
+        options,
+        index=list(options).index(default),
+        format_func=text,
+        key=key,
+        bind="query-params",
+        help=help,
+        width=width,
+    )
+
+
+def several(
+    label: str,
+    options: Sequence[T],
+    *,
+    key: str,
+    default: Sequence[T] = (),
+    text: Callable[[T], str] = str,
+    help: str | None = None,
+    placeholder: str = "Any",
+    width: int = 240,
+) -> list[T]:
+    """A list of several; the texts of its options are in the address."""
+    if presenting.is_on():
+        named = st.query_params.get_all(key)
+        chosen = [option for option in options if text(option) in named]
+        return chosen or list(default)
+    return st.multiselect(
+        label,
+        options,
+        default=list(default),
+        format_func=text,
+        key=key,
+        bind="query-params",
+        help=help,
+        placeholder=placeholder,
+        width=width,
+    )
+
+
+def switch(label: str, *, key: str, help: str | None = None) -> bool:
+    """A switch that is off by default."""
+    if presenting.is_on():
+        return st.query_params.get(key) == "true"
+    return st.toggle(label, key=key, bind="query-params", help=help)
+
+
+def tab(label: str, options: Sequence[str], *, key: str) -> str:
+    """Which of a few views is shown, the first by default."""
+    if presenting.is_on():
+        named = st.query_params.get(key, "")
+        return named if named in options else options[0]
+    chosen = st.segmented_control(
+        label, options, default=options[0], key=key, bind="query-params", required=True, label_visibility="collapsed"
+    )
+    return chosen or options[0]
