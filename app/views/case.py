@@ -17,6 +17,14 @@ from engine import cases, catalog
 from engine.cases import Case, Size
 
 SIZES: tuple[Size, ...] = ("here", "published")
+# What each claim speaks of, by the unit of its metrics: a claim on memory needs no charts of seconds.
+UNITS = {
+    "init": ("s",),
+    "merge": ("bytes", "W"),
+    "train_memory": ("bytes",),
+    "inference": ("tokens/s", "s", "ratio"),
+    "train_speed": ("s", "tokens/s"),
+}
 
 
 def asked_case() -> Case | None:
@@ -32,7 +40,8 @@ def header(case: Case) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(case.title, anchor=False, width="content")
         presenting.button()
-    st.markdown(f"**Claimed:** {case.claim}")
+    st.caption(f"Case {case.number} of {len(cases.cases())} · {case.question}")
+    presenting.words(f"**Claimed:** {case.claim}")
     st.caption(" · ".join(f"[{source.label}]({source.url})" for source in case.sources))
 
 
@@ -106,7 +115,10 @@ def answer(found: CaseRuns, origin: Origin) -> None:
         case_parts.verdict_badge(verdict, origin)
         if origin == "sample":
             samples.badge()
-        st.markdown(verdict.sentence, width="content")
+        if not presenting.is_on():
+            st.markdown(verdict.sentence, width="content")
+    if presenting.is_on():
+        st.header(verdict.sentence, anchor=False)
     cards(
         [
             Card(
@@ -131,7 +143,8 @@ def evidence(found: CaseRuns) -> None:
         environments = runs.environments(session, [row.id for row in measured])
     shown = board.build(measured, environments, found.values)
     kind = KINDS[found.sweep.specs[0].kind]
-    charts = kind.compare_charts(shown.frame, board.wide_fields(shown), baseline=None, facet=None)
+    of_claim = shown.frame[shown.frame["unit"].isin(UNITS[found.case.id]) | (shown.frame["name"] == "")]
+    charts = kind.compare_charts(of_claim, board.wide_fields(shown), baseline=None, facet=None)
     draw(charts, columns=2)
     if presenting.is_on():
         return
@@ -212,17 +225,33 @@ def published_value(value: float, unit: str) -> str:
 def truth(case: Case) -> None:
     """What is true where the claim is imprecise."""
     st.subheader("What is true", anchor=False)
-    st.markdown(case.truth)
+    presenting.words(case.truth)
 
 
 def advice(case: Case) -> None:
     """What to do about it, with the code that does it."""
     st.subheader("What to do about it", anchor=False)
     for item in case.advice:
-        st.markdown(f"- {item.text}")
+        presenting.words(f"- {item.text}" if not presenting.is_on() else item.text)
         if item.spec is not None and not presenting.is_on():
             with st.expander(f"Python: {labels.strategy_label(item.spec.kind, item.spec.strategy)}"):
                 st.code(catalog.snippet(item.spec, own_models.facts(item.spec.model).groups), language="python")
+
+
+def neighbours(case: Case, origin: Origin) -> None:
+    """The way to the cases before and after, also while presenting."""
+    with st.container(horizontal=True, horizontal_alignment="distribute"):
+        for other in cases.cases():
+            if abs(other.number - case.number) == 1:
+                is_next = other.number > case.number
+                st.page_link(
+                    "views/case.py",
+                    label=f"{other.number} · {other.title}",
+                    icon=":material/arrow_forward:" if is_next else ":material/arrow_back:",
+                    icon_position="right" if is_next else "left",
+                    query_params=case_parts.link(origin, id=other.id),
+                    width="content",
+                )
 
 
 case = asked_case()
@@ -260,7 +289,9 @@ else:
 left, right = st.columns(2, gap="large")
 with left:
     truth(case)
-    advice(case)
+    if not presenting.is_on():
+        advice(case)
 with right:
-    published(case)
+    (advice if presenting.is_on() else published)(case)
+neighbours(case, origin)
 presenting.way_back()

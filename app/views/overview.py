@@ -14,6 +14,7 @@ from db import runs
 from engine import cases
 
 SMALL_ROWS = 4
+LEGEND = ":blue[●] measured, ◇ published, dashed line: the same"
 
 
 @st.fragment(run_every=state.LIVE_EVERY_S)
@@ -57,17 +58,17 @@ def card(found: CaseRuns, origin: Origin, *, with_button: bool) -> None:
             st.caption(f"{case.number} · {case_parts.short_name(case)}", width="content")
             if found.is_active:
                 st.badge("Measuring", icon=":material/hourglass_top:", color="blue")
-        st.markdown(f"**{case.question}**")
+            elif found.is_measured:
+                case_parts.verdict_badge(found.verdict, origin)
+        presenting.words(f"**{case.question}**")
         if found.is_measured:
             answer(found)
-            with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-                st.caption(f"“{case.title}”", width="content")
-                case_parts.verdict_badge(found.verdict, origin)
+            st.caption(f"The claim: {case.title}.")
         elif not found.is_active:
             not_measured(found, with_button=with_button)
         st.page_link(
             "views/case.py",
-            label="The claim, the numbers, what to do",
+            label="Numbers and what to do",
             icon=":material/arrow_forward:",
             icon_position="right",
             query_params=case_parts.link(origin, id=case.id),
@@ -79,7 +80,7 @@ def answer(found: CaseRuns) -> None:
     case_parts.key_number(found)
     frame = case_parts.ratio_frame(found.verdict.ratios[:SMALL_ROWS])
     if frame["measured"].notna().any():
-        figure = figures.ratios(frame, title="")
+        figure = figures.ratios(frame, title="", is_small=True)
         draw([Chart(figure, f"ratios_{found.case.id}", f"Measured beside published: {found.case.title}")])
 
 
@@ -140,13 +141,15 @@ with state.database().reading() as session:
 origin = case_parts.chosen_origin(has_local=not is_new)
 if origin == "sample":
     samples.remove_offer()
+    st.caption(LEGEND)
     with state.database().reading() as session:
         found = case_runs.load(session, case_runs.HERE, devices, origin)
     grid(found, origin, with_buttons=False)
     presenting.way_back()
     st.stop()
 
-st.caption(formatting.plain(f"{devices[0].name}, {formatting.size(devices[0].memory_bytes)}"))
+machine = formatting.plain(f"{devices[0].name}, {formatting.size(devices[0].memory_bytes)}")
+st.caption(f"{machine} · {LEGEND}" if any(one.is_measured for one in found) else machine)
 active = frozenset(one.case.id for one in found if one.is_active)
 if sweep is not None and sweep.is_active:
     live_first_sweep(sweep.ended)
@@ -156,7 +159,7 @@ elif is_new and not active:
 if active:
     live_cases(active)
 # The page of the first case says the same with more runs behind it.
-if sweep is not None and first is not None and len(first) and not found[0].is_measured:
+if sweep is not None and first is not None and len(first) and found[0].verdict.word == "not enough data yet":
     first_sweep.show(sweep, first)
     if not sweep.is_active:
         sweep_card.unsuccessful_notes(sweep.unsuccessful)

@@ -24,6 +24,14 @@ def stay() -> dict[str, str]:
     return {_PARAMETER: "1"} if is_on() else {}
 
 
+def words(text: str) -> None:
+    """A sentence, in larger type while presenting. Markdown."""
+    if is_on():
+        st.header(text, anchor=False)
+    else:
+        st.markdown(text)
+
+
 def button() -> None:
     """Opens this page, as its address says it is now, for a projector in a tab of its own. Nothing while presenting."""
     if is_on():
