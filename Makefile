@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files
+.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files screenshots
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog aga
 
 adapter-table: $(ROOT)/.venv/installed ## measure every adapter type and write docs/adapter-types.md (about five minutes)
 	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_adapter_table
+
+screenshots: $(ROOT)/.venv/installed-tests chromium ## take the pictures of every page that the README shows (docs/screenshots)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.screenshots
 
 bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 PEOPLE = 5
 COMPARED = 50
 RUNS_TARGET_S, COMPARE_TARGET_S, FILTER_TARGET_S, MEMORY_TARGET_MB = 1.0, 1.5, 0.5, 600.0
-WALK = ("Overview", "Runs", "Launch", "Queue", "Compare", "Cases")
+# How often each person sees every page.
+WALKS = 2
 FILTERS = (
     "state = succeeded and kind = train",
     "kind = inference and (adapter = DoRA or adapter = LoRA)",
@@ -45,6 +46,9 @@ FILTERS = (
 )
 TABLE = 'canvas[data-testid="data-grid-canvas"]'
 CHARTS = ".js-plotly-plot .main-svg"
+# The line that says how many runs pass.
+COUNT = """() => [...document.querySelectorAll('[data-testid="stCaptionContainer"]')]
+  .map(node => node.innerText).find(text => /^[\\d,]+ runs?$/.test(text))"""
 # True once the script of the page at this path has ended and everything of its kind is drawn.
 READY = """([path, marker]) => {
   const app = document.querySelector('[data-testid="stApp"][data-test-script-state="notRunning"]');
@@ -113,21 +117,20 @@ def filters(page: Page, address: str, rounds: int) -> dict[str, list[float]]:
     """Seconds from Enter in the filter box until the count and the table show what passes."""
     opened(page, address, "/runs", TABLE)
     box = page.get_by_role("textbox", name="Filter", exact=True)
-    count = page.get_by_test_id("stCaptionContainer").filter(has_text="run").first
     found: dict[str, list[float]] = {expression: [] for expression in FILTERS}
     for _ in range(rounds):
         for expression, values in found.items():
-            before = count.inner_text()
+            before = page.evaluate(COUNT)
             box.fill(expression)
             started_s = time.monotonic()
             box.press("Enter")
-            page.wait_for_function("([node, text]) => node.innerText !== text", arg=[count.element_handle(), before])
+            page.wait_for_function(f"before => ({COUNT})() !== before", arg=before)
             page.wait_for_function(READY, arg=["/runs", TABLE])
             values.append(time.monotonic() - started_s)
     return found
 
 
-def memory_mb(board: Dashboard, browser: Browser, paths: list[str], rounds: int) -> tuple[float, list[float]]:
+def memory_mb(board: Dashboard, browser: Browser, paths: list[str]) -> tuple[float, list[float]]:
     """The Streamlit process's memory in MB (10^6 bytes): after its first page, and while five people walk about.
 
     Each person visits other pages than the others do at the same time.
@@ -138,7 +141,7 @@ def memory_mb(board: Dashboard, browser: Browser, paths: list[str], rounds: int)
         opened(pages[0], board.address, "/", "h1")
         alone = process.memory_info().rss / 1e6
         with sampled(process) as samples:
-            for step in range(rounds * len(paths)):
+            for step in range(WALKS * len(paths)):
                 for person, page in enumerate(pages):
                     page.goto(board.address + paths[(step + person) % len(paths)], wait_until="commit")
                 for person, page in enumerate(pages):
@@ -186,40 +189,43 @@ def main() -> None:
     if path is None:
         raise SystemExit("bench_scale needs Chromium; `make chromium` installs it")
     machine = environment()
-    seconds: dict[str, tuple[list[float], float | None]] = {}
+    print(machine_line(machine))
+    print(HEADER)
+    seconds: dict[str, list[float]] = {}
+
+    def show(name: str, values: list[float], target: float | None = None) -> None:
+        seconds[name] = values
+        print(row(name, values, target), flush=True)
+
     with contextlib.ExitStack() as stack:
         folder = options.seeded or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         here = stack.enter_context(lab(seeding.seed(folder)))
         browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=path, args=FLAGS)
         addresses = compared(here)
         for name, values in empty_page(browser, options.rounds).items():
-            seconds[name] = values, None
+            show(name, values)
         pages = {"Runs": ("/runs", TABLE, RUNS_TARGET_S)}
         pages |= {name: (address, CHARTS, COMPARE_TARGET_S) for name, address in addresses.items()}
         for name, (address, marker, target_s) in pages.items():
             cold_s, reload_s = visits(here, browser, address, marker, options.rounds)
-            seconds[f"{name}, first visit"] = cold_s, target_s
-            seconds[f"{name}, reload"] = reload_s, target_s
+            show(f"{name}, first visit", cold_s, target_s)
+            show(f"{name}, reload", reload_s, target_s)
         with here.dashboard() as board, tab(browser) as page:
             for name, (address, marker, target_s) in pages.items():
                 values = changes_of_page(page, board.address, address, marker, options.rounds)
-                seconds[f"{name}, from another page"] = values, target_s
+                show(f"{name}, from another page", values, target_s)
             for expression, values in filters(page, board.address, options.rounds).items():
-                seconds[f"filter: {expression}"] = values, FILTER_TARGET_S
+                show(expression, values, FILTER_TARGET_S)
         with here.dashboard() as board:
             walk = ["/", "/runs", "/cases", "/queue", "/launch", *addresses.values(), "/run?id=1"]
-            alone_mb, samples_mb = memory_mb(board, browser, walk, options.rounds)
+            alone_mb, samples_mb = memory_mb(board, browser, walk)
         browser.close()
-    print(machine_line(machine))
-    print(HEADER)
-    for name, (values, target_s) in seconds.items():
-        print(row(name, values, target_s))
     print(row("MB of the Streamlit process, one person", [alone_mb]))
     print(row(f"MB of the Streamlit process, most, {PEOPLE} people", [max(samples_mb)], MEMORY_TARGET_MB))
     figures = {
         "runs": seeding.RUNS,
         "metric_values": seeding.VALUES,
-        "seconds": {name: values for name, (values, _) in seconds.items()},
+        "seconds": seconds,
         "one_person_mb": alone_mb,
         "five_people_mb": samples_mb,
     }

@@ -47,18 +47,22 @@ class Lab:
 
     def wait(self, run_ids: list[int], timeout_s: float = 600) -> list[runs.RunDetail]:
         """The runs, once all have ended well."""
-        deadline_s = time.monotonic() + timeout_s
-        # Only the short list is read meanwhile: whoever waits must not disturb what is measured.
-        while self._unfinished():
-            if time.monotonic() > deadline_s:
-                raise SystemExit(f"runs {run_ids} did not end within {timeout_s:.0f} s")
-            time.sleep(0.2)
+        self.wait_until_idle(timeout_s)
         with self.database.reading() as db:
             rows = [row for row in (runs.get_run(db, run_id) for run_id in run_ids) if row is not None]
         for row in rows:
             if row.state != "succeeded":
                 raise SystemExit(f"run {row.id} {row.state}: {row.error_text}")
         return rows
+
+    def wait_until_idle(self, timeout_s: float = 600) -> None:
+        """Wait until no run waits or is measured, however the runs ended."""
+        deadline_s = time.monotonic() + timeout_s
+        # Only the short list is read meanwhile: whoever waits must not disturb what is measured.
+        while self._unfinished():
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"runs did not end within {timeout_s:.0f} s")
+            time.sleep(0.2)
 
     def _unfinished(self) -> bool:
         with self.database.reading() as db:
