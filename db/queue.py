@@ -240,12 +240,17 @@ def queue_depth(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(Run).where(Run.state == "queued")) or 0
 
 
-def next_replicas(session: Session, spec_hashes: Iterable[str]) -> Counter[str]:
-    """For each spec, the replica number that its next run gets; 0 for the first."""
+def next_replicas(session: Session, spec_hashes: Iterable[str], origin: str = "local") -> Counter[str]:
+    """For each spec, the replica number that its next run of this origin gets; 0 for the first.
+
+    What was imported and what is sample data count apart: they are no replicas of what is measured here.
+    """
     numbers: Counter[str] = Counter()
     for chunk in chunks(sorted(spec_hashes)):
         rows = session.execute(
-            select(Run.spec_hash, func.max(Run.replica)).where(Run.spec_hash.in_(chunk)).group_by(Run.spec_hash)
+            select(Run.spec_hash, func.max(Run.replica))
+            .where(Run.spec_hash.in_(chunk), Run.origin == origin)
+            .group_by(Run.spec_hash)
         )
         numbers.update({spec_hash: replica + 1 for spec_hash, replica in rows})
     return numbers

@@ -260,10 +260,11 @@ def durations(session: Session, *, limit: int = 5000) -> list[Duration]:
 
 
 def latest_inspection(session: Session, model: str) -> dict[str, Any] | None:
-    """What the last successful inspection of this model found, None if there was none."""
+    """What the last successful inspection of this model found here, None if there was none."""
     return session.scalar(
         select(Run.inspection)
         .where(Run.kind == "inspect", Run.model == model, Run.state == "succeeded", Run.inspection.is_not(None))
+        .where(Run.origin == "local")
         .order_by(Run.id.desc())
         .limit(1)
     )
@@ -304,13 +305,17 @@ def restore(session: Session, run_ids: Collection[int]) -> None:
 
 
 def delete(session: Session, run_ids: Collection[int]) -> list[str]:
-    """Delete these runs with all that was measured, except running ones: those must be cancelled first.
+    """Delete those of these runs that are archived, with all that was measured; running ones must be cancelled first.
 
     Returns the uids of the deleted runs, which name the folders that the caller may now remove.
     """
     uids: list[str] = []
     for chunk in chunks(run_ids):
-        gone = sql_delete(Run).where(Run.id.in_(chunk), Run.state != "running").returning(Run.uid)
+        gone = (
+            sql_delete(Run)
+            .where(Run.id.in_(chunk), Run.archived_at.is_not(None), Run.state != "running")
+            .returning(Run.uid)
+        )
         uids.extend(session.scalars(gone.execution_options(synchronize_session=False)))
     session.execute(sql_delete(Sweep).where(~select(Run.id).where(Run.sweep_id == Sweep.id).exists()))
     return uids

@@ -153,7 +153,7 @@ def _store(session: Session, run: ParsedRun, origin: str) -> tuple[int, bool]:
             "strategy": run.strategy,
             "dtype": run.dtype,
             "device": run.device,
-            "replica": next_replicas(session, [run.spec_hash])[run.spec_hash],
+            "replica": next_replicas(session, [run.spec_hash], origin)[run.spec_hash],
             "created_at": time.time(),
             "name": run.name,
             "note": run.note,

@@ -156,7 +156,7 @@ def _restore(run_ids: list[int]) -> None:
 
 
 def delete(run_ids: Sequence[int]) -> int:
-    """Delete these runs for good, with their folders. Running ones stay. Returns how many were deleted."""
+    """Delete those of these runs that are archived for good, with their folders. Returns how many that were."""
     with state.database().writing() as session:
         uids = runs.delete(session, run_ids)
     # After the commit: a folder without its run is only lost space, a run without its folder has lost its log.

@@ -12,7 +12,7 @@ import streamlit as st
 
 from app import formatting, state
 from app.widgets import manage
-from db import transfer
+from db import runs, transfer
 from engine.catalog.documents import document_spec
 
 ORIGIN = "sample"
@@ -66,8 +66,11 @@ def load() -> int:
 
 
 def remove() -> int:
-    """Delete the sample runs, archived ones too. Returns how many that were."""
-    return manage.delete(_ids())
+    """Delete the sample runs. Returns how many that were."""
+    ids = _ids()
+    with state.database().writing() as session:
+        runs.archive(session, ids)
+    return manage.delete(ids)
 
 
 def _ids() -> list[int]:

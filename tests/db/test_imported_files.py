@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from db import runs, transfer
+from db import queue, runs, transfer
 from db.downsampling import Sample
 from db.models import MemorySample, Metric, Run
 from db.packing import PackedSamples
@@ -224,3 +224,15 @@ def test_the_progress_counts_every_document_while_checking_and_storing(database:
     with database.writing() as session:
         transfer.store_runs(session, checked, progress=seen.append)
     assert seen == [1, 2, 3, 4, 5] * 2
+
+
+def test_imported_runs_and_samples_are_no_replicas_of_what_is_measured_here(database: Database) -> None:
+    spec = {"kind": "init", "model": "tiny-test", "device": "cpu", "seed": 1}
+    for origin in ("import", "sample"):
+        files = [packed(document(spec=spec, note=f"{origin} {number}")) for number in (1, 2)]
+        ids = [store(database, data, origin=origin)[0][0] for data in files]
+        with database.reading() as session:
+            rows = {row.id: row for row in runs.list_runs(session)}
+        assert [rows[run_id].replica for run_id in ids] == [0, 1]
+    with database.reading() as session:
+        assert set(queue.next_replicas(session, {row.spec_hash for row in rows.values()}).values()) <= {0}

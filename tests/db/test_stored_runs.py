@@ -100,6 +100,7 @@ def test_deleting_takes_everything_measured_along_but_never_a_running_run(
     with database.writing() as session:
         runs.set_tags(session, [done], ["x"])
         uid = runs.get_run(session, done).uid
+        runs.archive(session, [done, running, queued])
         deleted = runs.delete(session, [done, running, queued, 999])
         assert len(deleted) == 2
         assert uid in deleted
@@ -113,10 +114,20 @@ def test_deleting_takes_everything_measured_along_but_never_a_running_run(
         ]
 
 
+def test_a_run_that_is_not_archived_is_never_deleted(database: Database, finished) -> None:
+    shown, hidden = finished(), finished()
+    with database.writing() as session:
+        runs.archive(session, [shown, hidden])
+        runs.restore(session, [shown])
+        assert len(runs.delete(session, [shown, hidden])) == 1
+        assert [row.id for row in runs.list_runs(session, include_archived=True)] == [shown]
+
+
 def test_the_id_of_a_deleted_run_is_never_given_to_another(database: Database, enqueue) -> None:
     (last,) = enqueue()
     with database.writing() as session:
-        runs.delete(session, [last])
+        runs.archive(session, [last])
+        assert len(runs.delete(session, [last])) == 1
     assert enqueue() == [last + 1]
 
 
