@@ -47,6 +47,22 @@ def empty() -> None:
             st.switch_page("views/launch.py")
 
 
+def nothing(is_filtered: bool) -> None:
+    """Where no run is shown: what keeps them away, and one button against it."""
+    with st.container(border=True, horizontal_alignment="center"):
+        if is_filtered:
+            st.markdown("No run passes these filters.", text_alignment="center")
+            st.button("Clear the filters", icon=":material/filter_alt_off:", on_click=clear)
+        else:
+            st.markdown("Every run is archived.", text_alignment="center")
+            st.button("Show archived runs", icon=":material/unarchive:", on_click=show_archived)
+
+
+def show_archived() -> None:
+    """List archived runs, too."""
+    st.session_state["archived"] = True
+
+
 def several(label: str, options: tuple[str, ...], key: str, **kwargs: object) -> list[str] | None:
     """A filter for one column, kept in the address; None where everything passes."""
     chosen = st.multiselect(  # type: ignore[call-overload]
@@ -228,9 +244,7 @@ def results(
     with state.database().reading() as session:
         found = runs.list_ids(session, order=sorting, **filters)
     if not found:
-        with st.container(border=True, horizontal_alignment="center"):
-            st.markdown("No run passes these filters.", text_alignment="center")
-            st.button("Clear the filters", icon=":material/filter_alt_off:", on_click=clear)
+        nothing(is_filtered=any(value for name, value in filters.items() if name != "include_archived"))
         return
     with bar:
         st.caption(formatting.plural(len(found), "run"), width="content")

@@ -122,6 +122,16 @@ def test_filters_that_nothing_passes_can_be_cleared_at_once(open_page: Open, fil
     assert app.text_input(key="filter").value == ""
 
 
+def test_where_every_run_is_archived_one_button_shows_them(open_page: Open, filled: Database) -> None:
+    with filled.writing() as session:
+        runs.archive(session, [1, 2, 3, 4, 5])
+    app = open_page("runs")
+    assert "Every run is archived" in words(app)
+    (show,) = [button for button in app.button if button.label == "Show archived runs"]
+    show.click().run()
+    assert ids(app) == [5, 4, 3, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from app.filtering import FilterError, Known, parse, pointed
-from app.filtering.fields import spec_fields
+from app.filtering.fields import columns, spec_fields
 from app.filtering.values import number, period
 from db.conditions import And, Column, Compare, Condition, EnvironmentField, MetricField, Not, Or, SpecField
 from db.runs import StoredMetric
@@ -221,3 +222,17 @@ def test_the_spec_fields_are_those_of_all_kinds() -> None:
     assert {"train.context_length", "inference.batch_size", "adapter.rank", "adapter.path", "repeats", "base"} <= fields
     assert "adapter.options.use_dora" in fields
     assert "model" not in fields, "that is a column"
+
+
+@pytest.mark.parametrize("path", ["docs/filters.md", "app/widgets/filter_box.py"])
+def test_every_documented_example_can_be_read(path: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / path).read_text()
+    examples = text.split("```text\n")[1].split("```")[0].splitlines()
+    assert len(examples) >= 7
+    for example in examples:
+        assert read(example) is not None
+
+
+def test_every_column_is_documented() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/filters.md").read_text()
+    assert [name for name in columns() if f"`{name}`" not in text] == []
