@@ -40,7 +40,7 @@ def test_every_variable_that_is_read_is_in_the_readme() -> None:
 
 
 def test_every_file_that_the_readme_shows_is_there() -> None:
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+    for name in re.findall(r"""(?:\]\(|src="|srcset=")(?!http)([^)#"]+)""", README):
         assert (ROOT / name).exists(), name
 
 
