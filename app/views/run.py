@@ -92,7 +92,7 @@ def header(run: RunDetail) -> None:
 
 def actions(run: RunDetail) -> None:
     """Run again, download, manage, compare."""
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
         if run.state not in ("queued", "running"):
             st.button(
                 "Run again",
@@ -123,7 +123,7 @@ def replicas_link(run: RunDetail) -> None:
     if others:
         st.page_link(
             "views/compare.py",
-            label=f"Compare with its {formatting.plural(len(others), 'replica')}",
+            label="Compare with its replica" if len(others) == 1 else f"Compare with its {len(others)} replicas",
             icon=":material/compare_arrows:",
             query_params={"ids": ids_text([run.id, *others[: MOST_COMPARED - 1]])},
         )
