@@ -7,7 +7,7 @@ from app.figures.lines import lines
 from app.figures.memory import CATEGORY_COLOURS, STEP_COLOURS, drift, process_memory, stacked, tensor_memory
 from app.figures.merge import merge_peak
 from app.figures.parallel import Dimension, parallel
-from app.figures.parts import linear_ticks, log_ticks, needs_log_axis, time_axis_ticks
+from app.figures.parts import linear_ticks, time_axis_ticks
 from app.figures.presenting import present
 from app.figures.ratios import ratios
 from app.figures.scatter import pareto_front, scatter
@@ -23,9 +23,7 @@ __all__ = [
     "facets",
     "linear_ticks",
     "lines",
-    "log_ticks",
     "merge_peak",
-    "needs_log_axis",
     "parallel",
     "pareto_front",
     "present",

@@ -38,7 +38,7 @@ def merge_peak(
     for column, (unit, _) in enumerate(sides, start=1):
         by = 1.0 if unit == "bytes" else rows["weight_bytes"]
         side = rows.assign(peak=rows["peak_bytes"] / by, kept=rows["retained_bytes"] / by)
-        base = side["peak"][side["group"] == parts.escape(baseline)].dropna() if baseline is not None else ()
+        base = side["peak"][side["group"] == (parts.escape(baseline) if baseline is not None else None)].dropna()
         middle = float(base.iloc[0]) if len(base) else None
         _bars(figure, side, colours, unit, column, middle)
         if middle is not None:

@@ -117,7 +117,7 @@ def _text(value: object, dimension: Dimension) -> str:
         return formatting.DASH
     if isinstance(value, Real) and not isinstance(value, bool):
         if dimension.unit:
-            return formatting.metric_text(dimension.column, float(value), dimension.unit)
+            return formatting.metric_text(dimension.column.partition("@")[0], float(value), dimension.unit)
         return f"{float(value):.6g}"
     return parts.escape({"True": "yes", "False": "no"}.get(str(value), str(value)))
 

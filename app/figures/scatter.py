@@ -46,7 +46,7 @@ def scatter(
         frame: one line per metric and repeat with ``group``, ``adapter`` (colour key), ``name``, ``unit``, ``value``
             and ``run_id``. Groups that lack either metric are left out.
         colours: adapter -> colour; adapters that are missing are grey.
-        x: name of the metric along.
+        x: name of the metric along; a view of it follows an "@".
         y: name of the metric up.
         baseline: group whose point is ringed.
     """
@@ -57,7 +57,7 @@ def scatter(
     units = {name: str(rows.loc[rows["name"] == name, "unit"].iloc[0]) if len(points) else "" for name in (x, y)}
     looks = styles.of_groups(rows[rows["group"].isin(points.index)], colours)
     figure = go.Figure()
-    better_x, better_y = formatting.better(x), formatting.better(y)
+    better_x, better_y = _better(x), _better(y)
     ringed = None if baseline is None else parts.escape(baseline)
     front = pareto_front(points, better_x, better_y) if better_x and better_y else []
     if len(front) > 1:
@@ -71,7 +71,7 @@ def scatter(
         )
     for group, style in looks.items():
         _point(figure, group, points.loc[group], style, (x, y), units, is_ringed=group == ringed)
-    title = f"{formatting.metric_title(y)} against {_lower_first(formatting.metric_title(x))}"
+    title = f"{_title(y)} against {_lower_first(_title(x))}"
     parts.finish(
         figure,
         f"{title}; dotted: no other is better in both" if len(front) > 1 else title,
@@ -82,12 +82,21 @@ def scatter(
         is_log = low > 0 and parts.needs_log_axis(points[column])
         axis = parts.value_axis(low, high, units[name], is_log=is_log, room=1.15)
         scale = ", log scale" if is_log else ""
-        update(title=f"{formatting.metric_title(name)}{scale}{parts.direction(formatting.better(name))}", **axis)
+        update(title=f"{_title(name)}{scale}{parts.direction(_better(name))}", **axis)
     if len(looks) <= _DIRECT_LABELS and max(map(parts.length, looks), default=0) <= _LABEL_CHARACTERS:
         _labels(figure, points)
     else:
         parts.legend(figure, hover=False)
     return figure
+
+
+def _title(metric: str) -> str:
+    name, _, view = metric.partition("@")
+    return f"{formatting.metric_title(name)} ({view.replace('_', ' ')})" if view else formatting.metric_title(name)
+
+
+def _better(metric: str) -> formatting.Better | None:
+    return formatting.better(metric.partition("@")[0])
 
 
 def _lower_first(text: str) -> str:
@@ -137,7 +146,7 @@ def _point(
         for column in ("x", "y")
     }
     texts = [
-        f"{formatting.metric_title(name)} {formatting.metric_text(name, float(point[column]), units[name])}"
+        f"{_title(name)} {formatting.metric_text(name.partition('@')[0], float(point[column]), units[name])}"
         for name, column in zip(names, ("x", "y"), strict=True)
     ]
     ring = {"width": 3, "color": formatting.GREY} if is_ringed else {"width": 0}

@@ -112,7 +112,7 @@ def metric_chart(
     Args:
         frame: all values.
         fields: all runs.
-        name: the metric.
+        name: the metric; a view of it follows an "@".
         title: what it is; unit scale and direction are added.
         key: of the chart on its page.
         along: numeric fields that may lie along the x axis, the most telling first.
@@ -125,7 +125,7 @@ def metric_chart(
     rows = lines_of(frame, fields, name, variants=variants)
     if rows["value"].notna().sum() == 0:
         return []
-    unit, better = str(rows["unit"].dropna().iloc[0]), formatting.better(name)
+    unit, better = str(rows["unit"].dropna().iloc[0]), formatting.better(name.partition("@")[0])
     if unit == "ratio" and name != "overhead_ratio":
         title = f"{title}, times the baseline's"
     alt = figures.alt_text(title, rows.groupby("group", sort=False)["value"].median().to_dict(), unit, better)
@@ -142,6 +142,7 @@ def metric_chart(
             unit=unit,
             better=better,
             x_title=field_title(against),
+            x_unit="bytes" if against.endswith("_bytes") else "",
             is_log_x=True if against == "train.context_length" else None,
             reference=reference,
         )

@@ -200,3 +200,43 @@ def test_waiting_runs_of_every_kind_say_what_they_are(open_page: Open, database:
         "Merge files of mine into base",
     ):
         assert title in shown
+
+
+# --- Compare ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            "init",
+            [
+                "Seconds to attach the adapter, lower is better",
+                "Peak extra memory while attaching, lower is better",
+            ],
+        ),
+        ("merge", ["Peak extra memory of a merge, lower is better", "Seconds to merge, log scale, lower is better"]),
+        (
+            "train",
+            [
+                "Peak memory of a training step, lower is better",
+                "Seconds of a training step, lower is better",
+                "Seconds of a training step by part, lower is better",
+            ],
+        ),
+        (
+            "inference",
+            [
+                "Tokens written per second, higher is better",
+                "Time per token against the base model, lower is better",
+                "Seconds to read the prompt, lower is better",
+            ],
+        ),
+    ],
+)
+def test_compared_runs_of_each_kind_have_the_charts_of_that_kind(
+    open_page: Open, by_kind: dict[str, list[int]], kind: str, expected: list[str]
+) -> None:
+    app = open_page("compare", ids=",".join(map(str, by_kind[kind])), chart=f"All of {kind}")
+    assert titles(app) == expected
+    assert all(element.proto.alt for element in app.get("plotly_chart"))

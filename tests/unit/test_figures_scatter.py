@@ -94,3 +94,10 @@ def test_an_axis_is_logarithmic_where_its_metric_spans_decades() -> None:
     figure = figures.scatter(frame({"a": (1e6, 2.0), "b": (1e9, 1.0)}), COLOURS, x="peak_bytes", y="step_time_s")
     assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "linear")
     assert "log scale" in figure.layout.xaxis.title.text
+
+
+def test_a_view_of_a_metric_is_better_the_same_way_and_named() -> None:
+    rows = frame({"a": (1.0, 2.0), "b": (2.0, 1.0)}).replace("peak_bytes", "peak_rss_bytes@anonymous")
+    figure = figures.scatter(rows, COLOURS, x="peak_rss_bytes@anonymous", y="step_time_s")
+    assert figure.layout.xaxis.title.text == "Peak RSS (anonymous), lower is better"
+    assert front(figure) == [1.0, 2.0]
