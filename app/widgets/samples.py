@@ -16,7 +16,7 @@ from db import runs, transfer
 from engine.catalog.documents import document_spec
 
 ORIGIN = "sample"
-_FILE = Path(__file__).resolve().parents[1] / "samples" / "runs.json.gz"
+FILE = Path(__file__).resolve().parents[1] / "samples" / "runs.json.gz"
 _LARGEST_BYTES = 256 * 2**20
 
 
@@ -60,7 +60,7 @@ def are_loaded() -> bool:
 
 def load() -> int:
     """Store the sample runs that are not here yet. Returns how many that were."""
-    checked = transfer.check_file(_FILE.read_bytes(), document_spec, largest_bytes=_LARGEST_BYTES)
+    checked = transfer.check_file(FILE.read_bytes(), document_spec, largest_bytes=_LARGEST_BYTES)
     with state.database().writing() as session:
         return sum(created for _, created in transfer.store_runs(session, checked, origin=ORIGIN))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -12,8 +15,10 @@ from app.widgets import samples
 from db import runs
 from db.runs import RunRow
 from db.session import Database
+from engine.spec import parse_spec, spec_hash
 from tests.app import stored
 from tests.app.reading import words
+from tests.benchmarks.pack_samples import packed
 
 Open = Callable[..., AppTest]
 
@@ -85,3 +90,25 @@ def test_the_page_of_a_sample_run_says_so(open_page: Open, database: Database) -
     text = words(open_page("run", id=str(listed(database)[0].id)))
     assert "Sample data" in text
     assert "imported from another machine" not in text
+
+
+def test_the_bundled_documents_carry_nothing_of_the_database_they_come_from() -> None:
+    documents = json.loads(gzip.decompress(samples.FILE.read_bytes()))
+    assert not {"uid", "name", "note", "tags"} & set().union(*documents)
+    assert {document["format"] for document in documents} == {1}
+
+
+def test_packing_prefers_undisturbed_runs_and_keeps_memory_over_time_of_one_run_of_a_spec() -> None:
+    def document(share: float, seed: int, uid: str) -> dict[str, Any]:
+        spec = parse_spec(stored.init_document(seed=seed))
+        result = stored.result([1.0])
+        result["metrics"][-1]["value"] = share
+        return {"spec": spec.model_dump(mode="json"), "spec_hash": spec_hash(spec), "uid": uid, **result}
+
+    quiet, again, busy = document(0.01, 0, "a" * 32), document(0.05, 0, "b" * 32), document(0.4, 0, "c" * 32)
+    only = document(0.4, 1, "d" * 32)
+    data = packed([json.dumps([busy, quiet]).encode(), gzip.compress(json.dumps([again, only]).encode())])
+    kept = json.loads(gzip.decompress(data))
+    assert [one["metrics"][-1]["value"] for one in kept] == [0.01, 0.05, 0.4]
+    assert [bool(one["samples"]) for one in kept] == [True, False, True]
+    assert kept[0]["metrics"] == quiet["metrics"]

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from app.widgets.frames import DISTURBED_SHARE
+from app.widgets.samples import FILE
 from db.documents import FORMAT
 from db.files import documents
 from db.transfer import check_file
 from engine.catalog.documents import document_spec
 
-TARGET = Path(__file__).resolve().parents[2] / "app" / "samples" / "runs.json.gz"
 _OWN = ("uid", "name", "note", "tags")
 _LARGEST_BYTES = 2**30
 
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("documents", type=Path, nargs="+")
     data = packed(path.read_bytes() for path in parser.parse_args().documents)
     runs = check_file(data, document_spec, largest_bytes=_LARGEST_BYTES)
-    TARGET.write_bytes(data)
-    print(f"{len(runs)} runs, {len(data) / 2**20:.2f} MiB in {TARGET}")
+    FILE.write_bytes(data)
+    print(f"{len(runs)} runs, {len(data) / 2**20:.2f} MiB in {FILE}")
 
 
 if __name__ == "__main__":
