@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine.__main__ import main
+from engine.spec import parse_spec, spec_hash
 
 QUICK = {"model": "tiny-test", "repeats": 1, "warmup": 0}
 
@@ -155,3 +157,30 @@ def test_importing_something_else_than_a_result_stores_nothing(
     assert main(["import", str(path)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert main(["export", "1"]) == 2
+
+
+def test_a_packed_list_is_imported_whole_and_a_bad_one_not_at_all(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = parse_spec({"kind": "init", "model": "tiny-test"})
+    documents = [
+        {
+            "state": "succeeded",
+            "spec": spec.model_dump(mode="json"),
+            "spec_hash": spec_hash(spec),
+            "uid": f"{number:032x}",
+        }
+        for number in range(3)
+    ]
+    path = tmp_path / "results.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([*documents[:2], {**documents[2], "format": 99}]).encode()))
+    assert main(["import", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"{path}: document 3: format: 99 is of a newer PEFT Lab")
+    assert main(["export", "1"]) == 2
+    capsys.readouterr()
+    path.write_bytes(gzip.compress(json.dumps(documents).encode()))
+    assert main(["import", str(path)]) == 0
+    assert [entry["created"] for entry in json.loads(capsys.readouterr().out)] == [True] * 3
+    assert main(["export", "1"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert (exported["format"], exported["adapter"]) == (1, "LoRA")
