@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
-from app.comparison import board
+from app.comparison import board, environments, fields
 from app.kinds import KINDS
 from app.widgets import case_parts, case_runs, labels, own_models, presenting, samples, sweep_card
 from app.widgets.case_runs import CaseRuns, Origin
@@ -140,8 +140,12 @@ def evidence(found: CaseRuns) -> None:
     """The charts of the case's kind and the tables behind them."""
     measured = [row for row in found.rows if row.state not in case_runs.ACTIVE]
     with state.database().reading() as session:
-        environments = runs.environments(session, [row.id for row in measured])
-    shown = board.build(measured, environments, found.values)
+        recorded = runs.environments(session, [row.id for row in measured])
+    shown = board.build(measured, recorded, found.values)
+    if differs := environments.sentence(environments.differences(shown.identities.values())):
+        st.warning(formatting.plain(differs), icon=":material/compare:")
+    elif recorded:
+        st.caption(formatting.plain(measured_on(shown.flats[next(iter(recorded))])))
     kind = KINDS[found.sweep.specs[0].kind]
     of_claim = shown.frame[shown.frame["unit"].isin(UNITS[found.case.id]) | (shown.frame["name"] == "")]
     charts = kind.compare_charts(of_claim, board.wide_fields(shown), baseline=None, facet=None)
@@ -163,6 +167,22 @@ def evidence(found: CaseRuns) -> None:
         icon=":material/compare_arrows:",
         query_params={"ids": ",".join(str(row.id) for row in measured)},
     )
+
+
+def measured_on(flat: fields.Flat) -> str:
+    """The machine and the versions in one line."""
+    cores = flat.get("environment.cores")
+    parts = [
+        flat.get("environment.cpu"),
+        formatting.plural(int(cores), "core") if cores else None,
+        flat.get("environment.gpus"),
+        *(
+            f"{name} {version}"
+            for name in ("torch", "transformers", "peft")
+            if (version := flat.get(f"environment.packages.{name}"))
+        ),
+    ]
+    return f"Measured on {', '.join(str(part) for part in parts if part)}"
 
 
 def ratio_table(frame: pd.DataFrame) -> None:

@@ -35,7 +35,7 @@ def test_a_presented_page_has_larger_words_and_one_control_which_ends_it_and_kee
     assert not app.get("link_button")
     app.button(key="end_presentation").click().run()
     assert app.markdown[0].value == "off"
-    assert app.query_params == {"id": ["merge"]}
+    assert app.query_params == {"id": "merge"}
 
 
 def test_any_other_value_is_not_presenting() -> None:
