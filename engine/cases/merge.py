@@ -82,7 +82,7 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     if not judging.complete or key.high is None or other.high is None:
         return judging.not_enough(ratios, key.measured)
     said = (
-        f"+= needs {key.high:.3g} of w + delta's peak in float32 and {other.high:.3g} in bfloat16, "
+        f"+= needs {key.high:.2f} times w + delta's peak in float32 and {other.high:.2f} times in bfloat16, "
         f"{_kept(rounded, evidence)}"
     )
     if key.high <= LOWER:

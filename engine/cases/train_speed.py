@@ -19,7 +19,6 @@ PUBLISHED_RATIO = 260 / 150
 MUCH_SLOWER = 1.5
 SLOWER = 1.02
 ROUNDS = 3
-ENOUGH_ROUNDS = 5
 _METRIC = "step_time_s"
 ADAPTERS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -111,9 +110,8 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
         return judging.verdict("holds here", said, ratios, lora.measured)
     if lora.low >= SLOWER:
         return judging.verdict("holds in direction", said, ratios, lora.measured)
-    if lora.high >= SLOWER and rounds < ENOUGH_ROUNDS:
-        why = f"{said} The rounds disagree on whether every linear layer is slower; {ENOUGH_ROUNDS} of them decide."
-        return judging.not_enough(ratios, lora.measured, why)
+    if judging.disagreeing(lora, SLOWER, rounds):
+        return judging.disagreement(said, ratios, lora.measured)
     return judging.verdict("does not hold here", said, ratios, lora.measured)
 
 

@@ -12,6 +12,10 @@ from engine.cases.records import Ratio, Sweep, Verdict, Word
 from engine.spec import Measured
 
 
+SETTLING_ROUNDS = 5
+"""Rounds that it takes where they disagree on the direction."""
+
+
 class Judging:
     """The runs that a rule needs, ``each`` times, and verdicts with their counts filled in."""
 
@@ -33,6 +37,15 @@ class Judging:
         """A verdict; what does not count is said after its sentence."""
         said = " ".join(part for part in (sentence, self._evidence.set_aside) if part)
         return Verdict(word, said, key_value, "ratio", tuple(ratios), self.have, self.need)
+
+    def disagreeing(self, ratio: Ratio, least: float, rounds: int) -> bool:
+        """Whether some rounds reach ``least`` and others do not, and there are too few to call that a result."""
+        return (ratio.low or 0.0) < least <= (ratio.high or 0.0) and rounds < SETTLING_ROUNDS
+
+    def disagreement(self, said: str, ratios: Sequence[Ratio], key_value: float | None) -> Verdict:
+        """That the rounds so far do not say the same."""
+        why = f"{said} The rounds disagree on the direction; {SETTLING_ROUNDS} of them decide."
+        return self.verdict("not enough data yet", why, ratios, key_value)
 
     def not_enough(self, ratios: Sequence[Ratio], key_value: float | None, why: str = "") -> Verdict:
         """That the rule cannot decide yet, and what it takes."""

@@ -306,6 +306,13 @@ def test_the_slowest_round_decides_the_first_case_not_the_median() -> None:
     assert (by_label(found, "Stock").low, by_label(found, "Stock").high) == (pytest.approx(19), pytest.approx(30))
 
 
+@pytest.mark.parametrize(("rounds", "word"), [(4, "not enough data yet"), (6, "does not hold here")])
+def test_rounds_of_the_first_case_that_disagree_on_the_direction_take_five(rounds: int, word: str) -> None:
+    slow, fast = init_runs(5.0, rounds=rounds // 2), init_runs(1.2, rounds=rounds // 2)
+    later = [dataclasses.replace(run, run_id=run.run_id + 100) for run in fast]
+    assert judged("init", slow + later).word == word
+
+
 def test_shares_of_the_modules_stand_beside_what_a_straight_line_gives() -> None:
     half = by_label(judged("init", init_runs(5.0)), "77 of 154")
     assert (half.measured, half.published, half.x) == (pytest.approx(0.5), 0.5, 77)
