@@ -11,7 +11,6 @@ from engine.cases.evidence import Evidence
 from engine.cases.records import Ratio, Sweep, Verdict, Word
 from engine.spec import Measured
 
-
 SETTLING_ROUNDS = 5
 """Rounds that it takes where they disagree on the direction."""
 
