@@ -67,7 +67,8 @@ def titles(charts: list[Any]) -> list[str]:
 
 
 def lines(chart: Any) -> dict[str, list[float]]:
-    return {trace.name: list(trace.x) for trace in chart.figure.data if "lines" in (trace.mode or "") and trace.name}
+    traces = [trace for trace in chart.figure.data if trace.type == "scatter" and trace.name]
+    return {trace.name: list(trace.x) for trace in traces if "lines" in trace.mode}
 
 
 def init_run(run_id: int, group: str, rank: int, seconds: float, **more: Any) -> Any:
@@ -211,7 +212,7 @@ def test_a_run_out_of_memory_among_rows_says_so() -> None:
         run(2, "LoRA", {"peak_bytes": ("bytes", [7.0 * GIB])}, state="out_of_memory", train__context_length=512),
     )
     memory, seconds, _ = train.compare_charts(frame, fields)
-    texts = [text for trace in memory.figure.data if trace.mode == "text" for text in trace.text]
+    texts = [text for trace in memory.figure.data if trace.type == "scatter" for text in trace.text]
     assert any("7.00 GiB" in text and "out of memory" in text for text in texts)
     assert any("out of memory" in str(trace.text) for trace in seconds.figure.data)
 

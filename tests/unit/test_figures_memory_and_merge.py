@@ -39,7 +39,8 @@ def bars(figure: object) -> list[object]:
 
 
 def totals(figure: object) -> list[str]:
-    return [text for trace in figure.data if trace.mode == "text" for text in trace.text]  # type: ignore[attr-defined]
+    lines = [trace for trace in figure.data if trace.type == "scatter"]  # type: ignore[attr-defined]
+    return [text for trace in lines if trace.mode == "text" for text in trace.text]
 
 
 def test_each_method_has_a_panel_with_its_categories_stacked_in_one_order() -> None:
@@ -92,7 +93,7 @@ def test_out_of_memory_without_a_known_peak_is_marked_inside_the_axis() -> None:
 
 def test_a_device_is_a_line_where_it_is_near_and_left_out_where_it_would_squash_the_bars() -> None:
     figure = context(stacks(TWO), limits={"cpu: 8 GiB": 8 * GIB, "big: 80 GiB": 80 * GIB})
-    lines = {trace.name: trace.y[0] for trace in figure.data if trace.mode == "lines"}
+    lines = {trace.name: trace.y[0] for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"}
     assert lines == {"cpu: 8 GiB": 8 * GIB}
     assert figure.layout.yaxis.range[1] > 8 * GIB
 
