@@ -56,19 +56,7 @@ def chosen_size(found: dict[Size, CaseRuns]) -> Size:
     """Which sweep is shown: this machine's, unless the published one has runs too and is asked for."""
     if not (found["published"].is_measured or found["published"].is_active):
         return "here"
-    if presenting.is_on():
-        return "published" if st.query_params.get("size") == "published" else "here"
-    chosen = st.segmented_control(
-        "Measured at",
-        SIZES,
-        format_func=case_parts.size_name,
-        default="here",
-        required=True,
-        key="size",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    return chosen or "here"
+    return case_parts.choice("size", {size: case_parts.size_name(size) for size in SIZES}, "here")  # type: ignore[return-value]
 
 
 @st.fragment(run_every=state.LIVE_EVERY_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -31,6 +31,28 @@ _ELSEWHERE: dict[Word, str] = {
 }
 
 
+def choice(parameter: str, names: Mapping[str, str], default: str) -> str:
+    """One of a few ways to look at a page, kept in the address by its short name; no control while presenting.
+
+    A bound widget would write the shown name into the address.
+    """
+    asked = st.query_params.get(parameter, default)
+    known = asked if asked in names else default
+    if presenting.is_on():
+        return known
+    chosen = st.segmented_control(
+        parameter.capitalize(),
+        list(names),
+        format_func=names.__getitem__,
+        default=known,
+        required=True,
+        key=f"choice_{parameter}",
+        label_visibility="collapsed",
+    )
+    st.query_params[parameter] = str(chosen)
+    return str(chosen)
+
+
 def chosen_origin(*, has_local: bool) -> Origin:
     """Whose runs a page shows: this machine's, or the bundled ones where these are loaded and asked for.
 
@@ -39,21 +61,8 @@ def chosen_origin(*, has_local: bool) -> Origin:
     """
     if not samples.are_loaded():
         return "local"
-    default: Origin = "local" if has_local else "sample"
-    if presenting.is_on():
-        asked = st.query_params.get(FROM)
-        return asked if asked in ("local", "sample") else default  # type: ignore[return-value]
-    chosen: Origin | None = st.segmented_control(
-        "Runs of",
-        ("local", "sample"),
-        format_func={"local": "This machine", "sample": "Sample data"}.__getitem__,
-        default=default,
-        required=True,
-        key=FROM,
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    return chosen or default
+    names = {"local": "This machine", "sample": "Sample data"}
+    return choice(FROM, names, "local" if has_local else "sample")  # type: ignore[return-value]
 
 
 def link(origin: Origin, **query: str) -> dict[str, str]:
