@@ -20,15 +20,17 @@
       },
     };
   };
-  const draw = (isDark) => {
+  // A4 and US Letter with usual margins hold this many pixels; the screen's width would be cut off there.
+  const PAPER_WIDTH_PX = 680;
+  const draw = (isDark, width) => {
     for (const place of document.querySelectorAll("[data-chart]")) {
       const figure = JSON.parse(document.getElementById(place.dataset.chart).textContent);
-      const layout = { ...figure.layout, template: template(isDark), autosize: true };
-      window.Plotly.react(place, figure.data, layout, { responsive: true, displaylogo: false });
+      const layout = { ...figure.layout, template: template(isDark), autosize: !width, width };
+      window.Plotly.react(place, figure.data, layout, { responsive: !width, displaylogo: false });
     }
   };
   draw(dark.matches);
   dark.addEventListener("change", () => draw(dark.matches));
-  window.addEventListener("beforeprint", () => draw(false));
+  window.addEventListener("beforeprint", () => draw(false, PAPER_WIDTH_PX));
   window.addEventListener("afterprint", () => draw(dark.matches));
 })();

@@ -54,9 +54,13 @@ def test_a_report_opens_offline_with_its_charts_and_runs_nothing_of_what_was_typ
     light_text = "rgb(28, 39, 51)"
     assert is_dark == (scheme == "dark")
     assert (tick.evaluate("node => getComputedStyle(node).fill") == light_text) == (scheme == "light")
-    # Paper is light, whatever the screen is.
+    # Paper is light and narrow, whatever the screen is.
+    wide_px = tab.locator(".main-svg").first.bounding_box()["width"]
     tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert tick.evaluate("node => getComputedStyle(node).fill") == light_text
+    assert tab.locator(".main-svg").first.bounding_box()["width"] == 680 < wide_px
+    tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert tab.locator(".main-svg").first.bounding_box()["width"] == wide_px
     assert len(tab.pdf()) > 10_000
     context.close()
     assert asked == [report.as_uri()]

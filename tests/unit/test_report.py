@@ -121,7 +121,7 @@ def test_cells_are_texts_and_numbers_stand_on_the_right(value: object, text: str
     page = Page(report_html(report(Section("T", table=frame))))
     assert page.texts["td"] == [text]
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "td"] == [
-        "number" if is_number else None
+        "number" if is_number else "short"
     ]
 
 
