@@ -140,8 +140,8 @@ def plural(number: int, noun: str) -> str:
 
 
 def evidence(values: int, runs: int) -> str:
-    """What a median stands on: "1 run" for a single value, else "5 repeats, 1 run" or "10 repeats, 2 runs"."""
-    if values <= 1:
+    """What a median stands on: "5 repeats, 1 run" or "10 repeats, 2 runs"; "5 runs" where each has one value."""
+    if values <= 1 or values == runs:
         return plural(max(runs, values), "run")
     return f"{plural(values, 'repeat')}, {plural(runs, 'run')}"
 

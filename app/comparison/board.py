@@ -192,6 +192,36 @@ def without_baseline(board: Board, baseline: str) -> list[str]:
     return [group.label for group in board.groups if not {board.identities[run_id] for run_id in group.run_ids} & has]
 
 
+def charted(board: Board) -> pd.DataFrame:
+    """The frame as charts draw it: in groups of several runs each counts once, by its median, as in the statistics."""
+    frame = board.frame
+    number = frame.groupby("group")["run_id"].transform("nunique")
+    by_run = (number > 1) & frame["metric"].notna()
+    if not by_run.any():
+        return frame
+    keys = [column for column in FRAME_COLUMNS if column not in ("x", "repeat", "value")]
+    medians = frame[by_run].groupby(keys, sort=False, dropna=False)["value"].median().reset_index()
+    joined = pd.concat([frame[~by_run], medians.assign(x=None, repeat=0)], ignore_index=True)
+    places = {group.label: place for place, group in enumerate(board.groups)}
+    return joined[FRAME_COLUMNS].sort_values("group", key=lambda column: column.map(places), kind="stable")
+
+
+def first_metric(board: Board) -> str:
+    """The metric to begin with: what the kind is compared by; speed where steps differ in how much they do."""
+    names = metrics(board)
+    does_more = any(
+        len({flat.get(f"train.{name}") for flat in board.flats.values()}) > 1
+        for name in ("context_length", "batch_size", "accumulation")
+    )
+    return "train_tokens_per_s" if does_more and "train_tokens_per_s" in names else names[0]
+
+
+def known_environments(board: Board) -> list[Identity]:
+    """The environments of the runs that have numbers; one that recorded none counts, too."""
+    measured = set(board.frame.loc[board.frame["value"].notna(), "run_id"])
+    return [identity for run_id, identity in board.identities.items() if run_id in measured]
+
+
 def wide_fields(board: Board) -> pd.DataFrame:
     """Every field of every run, by run id, with the label of the group that the run is about as ``group``."""
     labels = {run_id: group.label for group in reversed(board.groups) for run_id in group.run_ids}

@@ -39,13 +39,19 @@ _COLUMNS = (
 
 
 def flat(row: RunRow, environment: Mapping[str, Any] | None) -> Flat:
-    """Every field of one run. Lists become one text; an empty or missing environment gives no field."""
+    """Every field of one run. Lists become one text; an empty or missing environment gives no field.
+
+    ``environment.gpu_memory_bytes`` is the memory of the GPU that the run was measured on.
+    """
     fields: Flat = {name: getattr(row, name) for name in _COLUMNS}
     fields["sweep"] = row.sweep_name
     fields["tag"] = ", ".join(row.tags) or None
     for prefix, part in (("", row.spec), ("environment.", environment or {})):
         for name, value in leaves(part, prefix):
             fields.setdefault(name, value)
+    for gpu in (environment or {}).get("gpus") or []:
+        if gpu.get("id") == row.device:
+            fields["environment.gpu_memory_bytes"] = gpu.get("memory_bytes")
     return fields
 
 

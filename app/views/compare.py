@@ -16,7 +16,7 @@ from app.widgets.metrics import draw
 from db import runs
 from db.runs import RunRow
 
-NOTHING = "nothing"
+NOTHING = "Nothing"
 # With more groups than this, only the variants that runs are about are compared, until others are asked for.
 MOST_GROUPS_OF_VARIANTS = 12
 
@@ -90,12 +90,12 @@ def facts(shown: Board) -> str:
 def controls(shown: Board) -> tuple[str, str]:
     """Metric and baseline."""
     names = board.metrics(shown)
-    metric = address.one("Metric", names, key="metric", default=names[0], text=board.title)
+    metric = address.one("Metric", names, key="metric", default=board.first_metric(shown), text=board.title, width=200)
     groups = [group.label for group in shown.groups]
     measured = set(shown.frame.loc[shown.frame["metric"] == metric, "group"])
     default = next((label for label in groups if label in measured), groups[0])
     help_text = "What everything else is held against."
-    return metric, address.one("Baseline", groups, key="baseline", default=default, help=help_text, width=320)
+    return metric, address.one("Baseline", groups, key="baseline", default=default, help=help_text, width=260)
 
 
 st.title("Compare", anchor=False)
@@ -120,7 +120,12 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
     flats = {row.id: fields.flat(row, recorded.get(row.id)) for row in rows}
     varying = fields.differing(flats)
     by = address.several(
-        "Group by", varying, key="group", placeholder="Replicas", help="Fields whose values make the groups."
+        "Group by",
+        varying,
+        key="group",
+        placeholder="Replicas",
+        help="Fields whose values make the groups.",
+        width=200,
     )
     shown = board.build(rows, recorded, values, by=by, sides=sides)
     if not shown.units:
@@ -132,9 +137,9 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         key="split",
         default=NOTHING,
         help="A panel for each value of a field, all with the same axes.",
+        width=180,
     )
-differences = environments.differences(shown.identities.values())
-warning = environments.sentence(differences)
+warning = environments.sentence(environments.differences(board.known_environments(shown)))
 if warning:
     with st.container(border=True):
         st.markdown(f":orange[:material/warning:] {formatting.plain(warning)}")

@@ -17,7 +17,7 @@ from app.widgets.metrics import Chart
 ONE = "One metric"
 TWO = "Two metrics"
 ALL = "Parallel"
-GROUPS = "groups"
+GROUPS = "Groups"
 # Axes of the parallel coordinates that are chosen at first: fields, then metrics.
 _FIRST_FIELDS = 5
 _FIRST_METRICS = 3
@@ -36,7 +36,7 @@ def chosen(shown: Board, metric: str, baseline: str, facet: str | None) -> list[
             return _two(shown, wide, metric, baseline, facet)
         if view == ALL:
             return _parallel(shown, wide, metric)
-    found: list[Chart] = KINDS[kind].compare_charts(shown.frame, wide, baseline=baseline, facet=facet)
+    found: list[Chart] = KINDS[kind].compare_charts(board.charted(shown), wide, baseline=baseline, facet=facet)
     if not found:
         st.caption("These runs have no numbers for these charts.")
     return found
@@ -47,7 +47,8 @@ def _one(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: st
     against = GROUPS
     if numeric:
         against = address.one("Along", [GROUPS, *numeric], key="along", default=GROUPS, width=200)
-    named = shown.frame.assign(name=shown.frame["metric"].fillna(""))
+    frame = board.charted(shown)
+    named = frame.assign(name=frame["metric"].fillna(""))
     return comparing.metric_chart(
         named,
         wide,
@@ -66,7 +67,8 @@ def _two(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: st
     other = next((name for name in names if name != metric and _is_other(shown, name, metric)), names[-1])
     x = address.one("Along", names, key="x", default=metric, text=board.title, width=200)
     y = address.one("Up", names, key="y", default=other, text=board.title, width=200)
-    named = shown.frame[shown.frame["metric"].isin([x, y])]
+    frame = board.charted(shown)
+    named = frame[frame["metric"].isin([x, y])]
     named = named.assign(name=named["metric"])
     draw = functools.partial(figures.scatter, colours=labels.adapter_colours(), x=x, y=y, baseline=baseline)
     alt = (

@@ -18,6 +18,8 @@ from app.widgets.metrics import Card, cards
 
 MOST_SENTENCES = 6
 MOST_CARDS = 6
+# Longer names than this are cut where six cards share a row.
+_LONG_NAME = 24
 # Metrics beside each other in one table; all of them on request.
 MOST_METRICS = 12
 # Fields lie down the table up to this many runs, with more runs across it.
@@ -102,9 +104,10 @@ def answer(shown: Board, found: Sequence[Standing], metric: str, baseline: str) 
         st.markdown(f"{_ICONS[tone]} {formatting.plain(sentence)}")
     first = [standing for standing in found if standing.group.label == baseline]
     others = [standing for standing in found if standing.group.label != baseline and standing.summary is not None]
-    if len(others) >= MOST_CARDS:
+    most = MOST_CARDS if max(len(standing.group.label) for standing in found) <= _LONG_NAME else MOST_CARDS - 2
+    if len(others) >= most and any(standing.verdict and standing.verdict.tone != "open" for standing in others):
         others = [standing for standing in ranked(found) if standing.summary is not None]
-    numbers = [_card(shown, standing) for standing in [*first, *others][:MOST_CARDS] if standing.summary is not None]
+    numbers = [_card(shown, standing) for standing in [*first, *others][:most] if standing.summary is not None]
     if numbers:
         cards(numbers)
 

@@ -91,6 +91,7 @@ def test_a_single_value_says_one_run_and_more_say_how_many() -> None:
     assert formatting.evidence(1, 1) == "1 run"
     assert formatting.evidence(5, 1) == "5 repeats, 1 run"
     assert formatting.evidence(10, 2) == "10 repeats, 2 runs"
+    assert formatting.evidence(5, 5) == "5 runs"
 
 
 def test_every_state_has_words_an_icon_and_a_colour() -> None:
