@@ -11,7 +11,7 @@ from app import formatting
 from app.figures import parts
 
 MEASURED_COLOUR = "#0072B2"
-MEASURED, PUBLISHED = "measured here", "published"
+MEASURED, PUBLISHED = "measured", "published"
 
 
 def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Figure:

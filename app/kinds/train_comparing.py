@@ -115,13 +115,20 @@ def _stacks(at_peak: pd.DataFrame, peaks: pd.DataFrame, keys: list[str]) -> pd.D
 
 
 def _capacities(fields: pd.DataFrame) -> dict[str, float]:
-    """What memory there was for runs on the CPU, and what limits the specs set: name -> bytes."""
+    """The memory of the devices that the runs were on, and what limits their specs set: name -> bytes."""
+    is_gpu = fields["device"].astype(str).str.startswith("cuda")
     found = {}
-    for column, name in (("environment.memory_bytes", "cpu"), ("memory_limit_bytes", "memory limit")):
-        if column in fields:
-            rows = fields[fields["device"].eq("cpu")] if name == "cpu" else fields
-            for size in sorted(pd.to_numeric(rows[column], errors="coerce").dropna().unique()):
-                found[f"{name}: {formatting.size(float(size))}"] = float(size)
+    for column, rows in (
+        ("environment.memory_bytes", fields[~is_gpu]),
+        ("environment.gpu_memory_bytes", fields[is_gpu]),
+        ("memory_limit_bytes", fields),
+    ):
+        if column not in fields:
+            continue
+        sizes = pd.to_numeric(rows[column], errors="coerce").dropna()
+        for run_id, size in sizes.drop_duplicates().sort_values().items():
+            name = "memory limit" if column == "memory_limit_bytes" else fields.at[run_id, "device"]
+            found[f"{name}: {formatting.size(float(size))}"] = float(size)
     return found
 
 

@@ -178,6 +178,13 @@ def test_train_runs_of_one_length_are_rows_of_categories_with_the_rest_unattribu
     assert [trace.name for trace in split.figure.data if trace.type == "bar"] == ["forward", "backward"]
 
 
+def test_a_gpu_run_is_held_against_the_gpus_memory_and_not_the_machines() -> None:
+    frame, fields = board(train_run(1, "LoRA", 512))
+    fields = fields.assign(device="cuda:0", **{"environment.gpu_memory_bytes": 6.0 * GIB})
+    memory = train.compare_charts(frame, fields)[0].figure
+    assert [note.text for note in memory.layout.annotations] == ["cuda:0: 6.00 GiB"]
+
+
 def test_lengths_are_stacks_with_a_panel_per_way_and_speed_is_in_tokens() -> None:
     frame, fields = board(
         train_run(1, "Full fine-tuning, context 512", 512),

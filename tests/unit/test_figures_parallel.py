@@ -97,7 +97,7 @@ def points(figure: object, name: str) -> dict[str, float]:
 
 def test_measured_and_published_ratios_lie_in_one_row_and_missing_ones_nowhere() -> None:
     figure = figures.ratios(RATIOS, title="LoRA against full")
-    assert points(figure, "measured here") == {"at 512": 0.62, "at 1024 &lt;b&gt;": 0.80}
+    assert points(figure, "measured") == {"at 512": 0.62, "at 1024 &lt;b&gt;": 0.80}
     assert points(figure, "published") == {"at 512": 0.52, "at 4096": 0.90}
     assert figure.layout.shapes[0].x0 == 1
 
