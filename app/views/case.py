@@ -121,7 +121,7 @@ def answer(found: CaseRuns, origin: Origin) -> None:
     frame = case_parts.ratio_frame(verdict.ratios)
     if frame["measured"].notna().any():
         figure = figures.ratios(frame, title="Measured beside published")
-        draw([Chart(figure, "ratios_chart", f"Ratios measured here beside published ones: {found.case.title}")])
+        draw([Chart(figure, "ratios_chart", f"Measured ratios beside published ones: {found.case.title}")])
 
 
 def evidence(found: CaseRuns) -> None:

@@ -57,7 +57,8 @@ def card(found: CaseRuns, origin: Origin, *, with_button: bool) -> None:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.caption(f"{case.number} · {case_parts.short_name(case)}", width="content")
             if found.is_active:
-                st.badge("Measuring", icon=":material/hourglass_top:", color="blue")
+                is_running = any(row.state == "running" for row in found.rows)
+                st.badge("Measuring" if is_running else "Waiting", icon=":material/hourglass_top:", color="blue")
             elif found.is_measured:
                 case_parts.verdict_badge(found.verdict, origin)
         presenting.words(f"**{case.question}**")
@@ -65,7 +66,7 @@ def card(found: CaseRuns, origin: Origin, *, with_button: bool) -> None:
             answer(found)
             st.caption(f"The claim: {case.title}.")
         elif not found.is_active:
-            not_measured(found, with_button=with_button)
+            not_measured(found, origin, with_button=with_button)
         st.page_link(
             "views/case.py",
             label="Numbers and what to do",
@@ -84,12 +85,13 @@ def answer(found: CaseRuns) -> None:
         draw([Chart(figure, f"ratios_{found.case.id}", f"Measured beside published: {found.case.title}")])
 
 
-def not_measured(found: CaseRuns, *, with_button: bool) -> None:
+def not_measured(found: CaseRuns, origin: Origin, *, with_button: bool) -> None:
     """That there is no number yet, and the button that gets it."""
     published = case_parts.published_text(found.verdict)
-    st.caption(f"Not measured here yet{f'; {published}' if published else ''}.")
+    missing = "Not measured here yet" if origin == "local" else "Not in the sample data"
+    st.caption(f"{missing}{f'; {published}' if published else ''}.")
     if with_button:
-        st.caption(case_runs.minutes_text(found))
+        st.caption(case_runs.refusal(found.sweep, state.devices()) or case_runs.minutes_text(found))
         case_parts.measure_button(found, state.devices(), "Measure", key=f"measure_{found.case.id}", is_primary=False)
 
 
@@ -105,7 +107,7 @@ def rest(found: Sequence[CaseRuns]) -> None:
     minutes = sum(one.sweep.minutes or 0 for one in left)
     with st.container(border=True, height="stretch", horizontal_alignment="center", vertical_alignment="center"):
         st.button(
-            "Measure all five" if len(left) == len(found) else f"Measure the other {len(left)}",
+            "Measure all five" if len(left) == len(found) else f"Measure the missing {len(left)}",
             key="measure_all",
             type="primary",
             icon=":material/playlist_play:",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import case_runs, frames, labels, progress
+from app.widgets import case_runs, frames, labels, presenting, progress
 from db.runs import RunRow
 
 # More lines than this push what was measured off the screen.
@@ -34,13 +34,14 @@ def sweep_card(title: str, rows: Sequence[RunRow], *, key: str) -> None:
             st.markdown(f"**{title}**", width="content")
             with st.container(horizontal=True, vertical_alignment="center", width="content"):
                 progress.supervisor_badge()
-                st.button(
-                    "Cancel",
-                    key=key,
-                    icon=":material/cancel:",
-                    on_click=progress.cancel,
-                    args=([row.id for row in rows if row.state in case_runs.ACTIVE],),
-                )
+                if not presenting.is_on():
+                    st.button(
+                        "Cancel",
+                        key=key,
+                        icon=":material/cancel:",
+                        on_click=progress.cancel,
+                        args=([row.id for row in rows if row.state in case_runs.ACTIVE],),
+                    )
         st.progress(min(share, 1.0), text=text + (f", about {formatting.duration(left_s)} left" if left_s else ""))
         shown = rows if len(rows) <= LINES else [row for row in rows if row.state == "running"]
         ways = [labels.variant_label(row, row.spec) for row in rows]

@@ -55,6 +55,7 @@ def test_the_button_queues_the_sweep_in_rounds_and_a_reload_finds_it_again(open_
     again = open_page("case", id="train_speed")
     assert again.get("progress")[0].text == f"0 of {len(waiting)} runs measured"
     assert again.button(key="measure_here").disabled
+    assert "Waiting" in words(open_page("overview"))
     again.button(key="cancel_here").click().run()
     with database.reading() as session:
         assert queue.queue_depth(session) == 0
