@@ -25,11 +25,12 @@ OUT_OF_MEMORY = "out_of_memory"
 
 def varying(fields: pd.DataFrame, names: Sequence[str], *, without: str | None = None) -> list[str]:
     """Those of the numeric fields that have two values or more among the runs."""
-    return [
-        name
-        for name in names
-        if name in fields and name != without and pd.to_numeric(fields[name], errors="coerce").nunique() > 1
-    ]
+    return [name for name in names if name in fields and name != without and _numbers(fields[name]).nunique() > 1]
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """The numbers of a column, missing where there is none; yes and no are none."""
+    return pd.to_numeric(column.map(lambda value: None if isinstance(value, bool) else value), errors="coerce")
 
 
 def known(fields: pd.DataFrame, facet: str | None) -> str | None:
@@ -49,7 +50,8 @@ def series(rows: pd.DataFrame, fields: pd.DataFrame, names: Sequence[str]) -> pd
     def shortened(group: str, run_id: int) -> str:
         said = {flat_fields.short(name, _plain(fields.at[run_id, name])) for name in names if name in fields}
         kept = [part for part in group.split(", ") if part not in said]
-        return ", ".join(kept) or str(fields.at[run_id, "adapter"] or labels.BASE)
+        adapter = fields.at[run_id, "adapter"]
+        return ", ".join(kept) or (labels.BASE if pd.isna(adapter) else str(adapter))
 
     pairs = zip(rows["group"], rows["run_id"], strict=True)
     return pd.Series([shortened(str(group), run_id) for group, run_id in pairs], index=rows.index, dtype=object)
@@ -132,7 +134,7 @@ def metric_chart(
     against = _against(rows, fields, along, facet)
     if against is not None:
         drawn = rows.assign(
-            x=pd.to_numeric(rows["run_id"].map(fields[against]), errors="coerce"),
+            x=_numbers(rows["run_id"].map(fields[against])),
             group=series(rows, fields, [against, *([facet] if facet else [])]),
         )
         draw = functools.partial(
@@ -167,7 +169,7 @@ def _against(rows: pd.DataFrame, fields: pd.DataFrame, along: Sequence[str], fac
     """The first field along which some line would have two points or more."""
     measured = rows[rows["value"].notna()]
     for name in varying(fields, along, without=facet):
-        x = pd.to_numeric(measured["run_id"].map(fields[name]), errors="coerce")
+        x = _numbers(measured["run_id"].map(fields[name]))
         lines = series(measured, fields, [name, *([facet] if facet else [])])
         if (x.groupby(lines).nunique() > 1).any():
             return name

@@ -262,3 +262,18 @@ def test_a_line_loses_only_the_parts_of_its_name_that_the_axis_tells() -> None:
     frame, fields = board(init_run(1, "LoRA, rank 4, float32", 4, 1.0), init_run(2, "LoRA, rank 4.5", 4, 1.0))
     found = comparing.series(frame, fields, ["adapter.rank"])
     assert set(found) == {"LoRA, float32", "LoRA, rank 4.5"}
+
+
+def test_a_line_that_is_named_by_its_axis_alone_is_called_by_its_adapter() -> None:
+    frame, fields = board(init_run(1, "rank 4", 4, 1.0), init_run(2, "rank 8", 8, 1.0, adapter=None))
+    assert list(dict.fromkeys(comparing.series(frame, fields, ["adapter.rank"]))) == ["LoRA", "Base model"]
+
+
+def test_only_numbers_lie_along_an_axis() -> None:
+    _, fields = board(
+        init_run(1, "a", 4, 1.0, train__gradient_checkpointing=True, dtype="float32"),
+        init_run(2, "b", 8, 1.0, train__gradient_checkpointing=False, dtype="bfloat16"),
+    )
+    names = ["dtype", "train.gradient_checkpointing", "adapter.rank", "no.such.field"]
+    assert comparing.varying(fields, names) == ["adapter.rank"]
+    assert comparing.varying(fields, names, without="adapter.rank") == []
