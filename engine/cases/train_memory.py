@@ -95,7 +95,7 @@ CASE = Case(
     ),
     key_label="Peak of LoRA / peak of full fine-tuning, at the longest context that fits both",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", (128, 512, 1024, 2048), 6, 20 * GIB),
+        _sweep("here", "tinyllama-1.1b", (128, 512, 1024, 2048), 7, 20 * GIB),
         _sweep("published", "tinyllama-1.1b", (512, 1024, 1536, 2048), None, 79 * GIB, device="cuda:0"),
         _sweep("test", "tiny-test", (32, 64, 128), 0.5, GIB, rank=16),
     ),

@@ -38,7 +38,7 @@ def _sweep(
             model,
             adapter=adapter,
             device=device,
-            repeats=3,
+            repeats=4,
             train={"context_length": context_length, "batch_size": batch_size},
         )
         for adapter in ADAPTERS
@@ -77,7 +77,7 @@ CASE = Case(
     ),
     key_label="Step time, LoRA r = 2 on every linear layer / full",
     sweeps=(
-        _sweep("here", "minimind-26m", 8, 512, 4),
+        _sweep("here", "minimind-26m", 4, 512, 2.5),
         _sweep("published", "minimind-26m", 32, 512, None, "cuda:0"),
         _sweep("test", "tiny-test", 1, 32, 1),
     ),
