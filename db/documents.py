@@ -112,6 +112,7 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
     """
     _refuse_what_is_not_ours(document)
     result = parse_result(document)
+    _check_environment(result.environment)
     if document.get("spec") is None:
         _refuse("spec", "is missing")
     spec = _json("spec", _mapping("spec", document["spec"]))
@@ -153,6 +154,18 @@ def _refuse_what_is_not_ours(document: object) -> None:
         _refuse("format", f"must be a whole number of at least 1, not {_shown(version)}")
     if version > FORMAT:
         _refuse("format", f"{_shown(version)} is of a newer PEFT Lab; this one reads {FORMAT}, so update it")
+
+
+def _check_environment(environment: Mapping[str, Any]) -> None:
+    """Refuse an environment whose parts are not what pages take them for. Everything in it is optional."""
+    for part in ("packages", "variables"):
+        for name in _object(environment, part, f"environment.{part}") or {}:
+            _optional_text(environment[part], name, f"environment.{part}.{ascii(name)[1:-1][:60]}")
+    for index, item in enumerate(_list(environment, "gpus", "environment.gpus")):
+        gpu = _mapping(f"environment.gpus[{index}]", item)
+        _text(gpu, "id", f"environment.gpus[{index}].id")
+        if gpu.get("memory_bytes") is not None:
+            _number(gpu, "memory_bytes", f"environment.gpus[{index}].memory_bytes")
 
 
 def _tags(document: Mapping[str, Any]) -> tuple[str, ...]:
@@ -296,12 +309,12 @@ def _integer(parent: Mapping[str, Any], key: str, field: str, largest: int) -> i
     return value
 
 
-def _list(parent: Mapping[str, Any], key: str) -> Sequence[object]:
+def _list(parent: Mapping[str, Any], key: str, field: str | None = None) -> Sequence[object]:
     value = parent.get(key)
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        _refuse(key, f"must be a list, not {_shown(value)}")
+        _refuse(field or key, f"must be a list, not {_shown(value)}")
     return value
 
 
