@@ -76,8 +76,9 @@ def compared(rows: list[runs.RunRow], kind: str) -> str:
 def addresses(rows: list[runs.RunRow]) -> dict[str, str]:
     """Every page by the name of its picture."""
     samples = [row for row in rows if row.origin == "sample" and row.state == "succeeded"]
-    # The run with the most to show: a training run has memory over time, its breakdown and the step's parts.
-    shown = next((row for row in samples if row.kind == "train"), samples[0])
+    # What has the most to show: memory by category, the step's parts, and gradients in every block.
+    trained = [row for row in samples if row.kind == "train" and row.adapter == "LoRA"]
+    shown = min(trained or samples, key=lambda row: row.id)
     return {
         "overview": "/?from=sample",
         "cases": "/cases?from=sample",
