@@ -111,10 +111,12 @@ def compare_charts(
         comparing.metric_chart, frame, fields, along=("adapter.rank",), baseline=baseline, facet=facet
     )
     peaks = by_metric(COMPARED, title="Peak extra memory of a merge", key="compare_merge_peak")
-    table = _peaks_by_group(frame)
     is_in_bytes = frame.loc[frame["name"] == COMPARED, "unit"].eq("bytes").all()
-    if peaks and facet is None and is_in_bytes and not comparing.varying(fields, ("adapter.rank",)):
-        title, table = comparing.first_rows("Peak extra memory of a merge", table, facet)
+    is_in_rows = facet is None and not comparing.varying(fields, ("adapter.rank",))
+    # Only the chart of one metric has a marker for what ran out of memory.
+    has_all = not fields["state"].eq(comparing.OUT_OF_MEMORY).any()
+    if peaks and is_in_bytes and is_in_rows and has_all:
+        title, table = comparing.first_rows("Peak extra memory of a merge", _peaks_by_group(frame), facet)
         figure = figures.merge_peak(table, labels.adapter_colours(), title=title, baseline=baseline)
         peaks = [dataclasses.replace(peaks[0], figure=figure)]
     return peaks + by_metric("merge_time_s", title="Seconds to merge", key="compare_merge_time")

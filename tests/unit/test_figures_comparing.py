@@ -149,6 +149,13 @@ def test_a_merge_peak_is_in_bytes_and_in_weights() -> None:
     assert seconds.figure.layout.title.text == "Seconds to merge, lower is better"
 
 
+def test_a_merge_that_ran_out_of_memory_is_in_the_chart() -> None:
+    frame, fields = board(merge_run(1, "stock", 2.0), run(2, "out of place", {}, state="out_of_memory"))
+    figure = merge.compare_charts(frame, fields)[0].figure
+    assert list(figure.layout.yaxis.categoryarray) == ["out of place", "stock"]
+    assert any("out of memory" in str(trace.text) for trace in figure.data)
+
+
 def test_merge_peaks_lie_along_rank_where_that_varies() -> None:
     frame, fields = board(merge_run(1, "stock, rank 4", 2.0, 4), merge_run(2, "stock, rank 64", 2.5, 64))
     assert lines(merge.compare_charts(frame, fields)[0]) == {"stock": [4, 64]}
@@ -247,7 +254,7 @@ def test_speed_and_overhead_lie_along_rank_with_a_panel_per_batch() -> None:
 def test_variants_of_one_setting_are_rows() -> None:
     frame, fields = board(inference_run(1, "LoRA · Stock PEFT", "adapter", 16, 1, 9.0))
     merged, _ = board(inference_run(1, "LoRA · Merged", "merged", 16, 1, 12.0))
-    speed = inference.compare_charts(pd.concat([frame, merged]), fields)[0]
+    speed = inference.compare_charts(pd.concat([frame, merged], ignore_index=True), fields)[0]
     assert list(speed.figure.layout.yaxis.categoryarray) == ["LoRA · Merged", "LoRA · Stock PEFT"]
 
 
