@@ -96,7 +96,7 @@ def build(
     by_id = {row.id: row for row in rows}
     grouped = groups.group_runs(rows, flats, identities, _shown_sides(rows, values, sides), by)
     of_member = {(member.run_id, member.variant): group for group in grouped for member in group.members}
-    lines = []
+    lines: list[tuple[object, ...]] = []
     units: dict[str, str] = {}
     for value in values:
         row = by_id.get(value.run_id)
@@ -239,7 +239,7 @@ def metrics(board: Board) -> list[str]:
     """What can be compared, the kind's own most telling ones first, then the rest by title."""
     kind = KINDS.get(board.rows[0].kind) if board.rows else None
     first = list(dict.fromkeys([kind.COMPARED, *kind.NAMES])) if kind else []
-    known = [metric for metric in board.units if metric in set(board.frame["metric"])]
+    known = board.units
     rest = sorted((metric for metric in known if metric not in first), key=title)
     return [metric for metric in first if metric in known] + rest
 

@@ -54,6 +54,9 @@ def identity(environment: Mapping[str, Any] | None) -> Identity:
     """
     found: dict[str, Value] = {}
     for name, value in fields.leaves(environment or {}):
+        if name == "gpus":
+            # An empty list was recorded, too.
+            value = value or "none"
         if _category(name) is not None and value is not None:
             found[name] = formatting.size(float(value)) if name == "memory_bytes" else value
     return tuple(sorted(found.items()))
@@ -84,7 +87,8 @@ def differences(identities: Iterable[Identity]) -> list[Difference]:
 def _spoken(name: str) -> str:
     if name.startswith(("packages.", "variables.")):
         return name.partition(".")[2]
-    return {"cpu": "CPU", "gpus": "GPU", "os": "OS", "memory_bytes": "memory"}.get(name, name.replace("_", " "))
+    words = {"cpu": "CPU", "gpus": "GPU", "gpu": "GPU", "os": "OS", "memory_bytes": "memory"}
+    return words.get(name) or " ".join(words.get(word, word) for word in name.split("_"))
 
 
 def sentence(found: Iterable[Difference]) -> str | None:
@@ -115,7 +119,9 @@ def normalised(frame: pd.DataFrame, environments: Mapping[int, Identity], is_bas
     Lines whose environment has no baseline of the metric, or one of zero, are left out.
     """
     keyed = frame.assign(environment=frame["run_id"].map(environments))
-    middles = keyed[is_baseline].groupby(["environment", "metric"])["value"].median().rename("middle")
+    # Of the runs' medians, as statistics have it: each run counts once.
+    by_run = keyed[is_baseline].groupby(["environment", "metric", "run_id"])["value"].median()
+    middles = by_run.groupby(["environment", "metric"]).median().rename("middle")
     joined = keyed.merge(middles.reset_index(), on=["environment", "metric"], how="left")
     joined = joined[joined["middle"].notna() & (joined["middle"] != 0)]
     return joined.assign(value=joined["value"] / joined["middle"], unit="ratio").drop(columns=["environment", "middle"])

@@ -141,7 +141,7 @@ def _signed_rank_p(ranks: tuple[int, ...], positive: int) -> float:
         ways = more
     below = sum(count for reached, count in ways.items() if reached <= positive)
     above = sum(count for reached, count in ways.items() if reached >= positive)
-    return min(2 * min(below, above) / 2 ** len(ranks), 1.0)
+    return min(2 * min(below, above) / float(2 ** len(ranks)), 1.0)
 
 
 def _doubled_ranks(values: Sequence[float]) -> list[int]:

@@ -84,7 +84,11 @@ def _is_other(shown: Board, name: str, metric: str) -> bool:
 
 def _parallel(shown: Board, wide: pd.DataFrame, metric: str) -> list[Chart]:
     varying = [name for name in fields.differing(shown.flats) if name not in ("name", "note", "tag", "sweep")]
-    configured = [name for name in varying if not name.startswith("environment.")]
+    configured = [
+        name
+        for name in varying
+        if not name.startswith("environment.") and wide[name].dropna().astype(str).nunique() > 1
+    ]
     metrics = [metric, *(name for name in board.metrics(shown) if name != metric)]
     axes = address.several(
         "Axes",

@@ -66,7 +66,8 @@ def ranked(found: Sequence[Standing]) -> list[Standing]:
 def answer_sentences(shown: Board, found: Sequence[Standing]) -> list[tuple[str, str]]:
     """(tone, sentence) of the verdicts that matter most, those without enough data in one sentence together."""
     summaries = {standing.group.label: standing.summary for standing in found}
-    decided, undecided = [], []
+    decided: list[Standing] = []
+    undecided: list[Standing] = []
     for standing in ranked(found):
         is_open = standing.verdict is not None and standing.verdict.tone == "open"
         (undecided if is_open else decided).append(standing)

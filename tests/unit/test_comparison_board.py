@@ -233,3 +233,12 @@ def test_more_runs_than_can_be_told_apart_are_left_out_and_counted() -> None:
     asked = selection.parse_ids(",".join(map(str, range(1, 251))))
     assert len(asked.ids) == selection.MOST_RUNS
     assert "50 are left out" in (selection.missing_sentence(asked, asked.ids) or "")
+
+
+def test_a_normalised_baseline_of_several_runs_is_exactly_one(database: Database) -> None:
+    ids = [init(database, seconds) for seconds in (0.2, 0.25, 0.3)] + [init(database, 1.0, dora=True)]
+    found = built(database, ids)
+    scaled = board.normalise(found, found.groups[0].label)
+    first = board.standings(scaled, "init_time_s", found.groups[0].label)[0].summary
+    assert first is not None
+    assert first.median == pytest.approx(1.0)
