@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, or_, select
 from sqlalchemy.orm import Session
 
 from db.chunks import chunks
@@ -115,7 +115,8 @@ def get_rows(session: Session, run_ids: Sequence[int]) -> list[RunRow]:
     """The runs with these ids, archived or not, in the order given; those that do not exist are left out."""
     found: dict[int, RunRow] = {}
     for chunk in chunks(run_ids):
-        found.update({row.id: row for row in _rows(session, listing().where(Run.id.in_(chunk)))})
+        rows = session.execute(listing().where(Run.id.in_(chunk))).all()
+        found.update({row.id: row for row in _tagged(session, rows, Tag.run_id.in_(chunk))})
     return [found[run_id] for run_id in run_ids if run_id in found]
 
 
@@ -179,10 +180,15 @@ def _matching(query: Select[Any], filters: Filters, order: Order) -> Select[Any]
 def _rows(session: Session, query: Select[Any]) -> list[RunRow]:
     """Run the listing, with the tags of all its runs in one more query."""
     found = session.execute(query).all()
+    if not found:
+        return []
+    lowest, highest = min(row.id for row in found), max(row.id for row in found)
+    return _tagged(session, found, Tag.run_id.between(lowest, highest))
+
+
+def _tagged(session: Session, found: Sequence[Any], which: ColumnElement[bool]) -> list[RunRow]:
+    """Rows of the listing with their tags, which are among those selected."""
     tags: dict[int, list[str]] = defaultdict(list)
-    if found:
-        lowest, highest = min(row.id for row in found), max(row.id for row in found)
-        query_tags = select(Tag.run_id, Tag.name).where(Tag.run_id.between(lowest, highest)).order_by(Tag.name)
-        for run_id, name in session.execute(query_tags):
-            tags[run_id].append(name)
+    for run_id, name in session.execute(select(Tag.run_id, Tag.name).where(which).order_by(Tag.name)):
+        tags[run_id].append(name)
     return [RunRow(**row._mapping, tags=tuple(tags.get(row.id, ()))) for row in found]

@@ -91,15 +91,17 @@ def facets(known: FilterValues) -> runs.Filters:
             icon=":material/search:",
             on_change=first_page,
         )
-        return runs.Filters(
-            search=search,
-            states=several("State", known.states, "state", format_func=formatting.state_text),
-            kinds=several("Kind", known.kinds, "kind", format_func=labels.kind_label) if len(known.kinds) > 1 else None,
-            models=several("Model", known.models, "model", format_func=labels.model_label),
-            adapters=several("Adapter", known.adapters, "adapter"),
-            devices=several("Device", known.devices, "device") if len(known.devices) > 1 else None,
-            tags=several("Tag", known.tags, "tag") if known.tags else None,
-        )
+        states = several("State", known.states, "state", format_func=formatting.state_text)
+        kinds = several("Kind", known.kinds, "kind", format_func=labels.kind_label)
+        models = several("Model", known.models, "model", format_func=labels.model_label)
+        adapters = several("Adapter", known.adapters, "adapter")
+        # What comes and goes stands in a place of its own, or last: a widget that moves loses its place in the address.
+        with st.container(width="content"):
+            devices = several("Device", known.devices, "device") if len(known.devices) > 1 else None
+        tags = several("Tag", known.tags, "tag") if known.tags else None
+    return runs.Filters(
+        search=search, states=states, kinds=kinds, models=models, adapters=adapters, devices=devices, tags=tags
+    )
 
 
 def layout(fields: Known) -> tuple[Order, list[KnownField], list[str]]:

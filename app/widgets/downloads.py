@@ -16,7 +16,8 @@ def table_downloads(frame: pd.DataFrame, name: str) -> None:
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         st.download_button(
             "CSV",
-            data=frame.to_csv(index=False),
+            # Written when it is asked for: most pages are only looked at.
+            data=lambda: frame.to_csv(index=False),
             file_name=f"{name}.csv",
             mime="text/csv",
             icon=":material/download:",
@@ -27,7 +28,7 @@ def table_downloads(frame: pd.DataFrame, name: str) -> None:
         )
         st.download_button(
             "JSON",
-            data=frame.to_json(orient="records", indent=2),
+            data=lambda: frame.to_json(orient="records", indent=2),
             file_name=f"{name}.json",
             mime="application/json",
             icon=":material/download:",

@@ -49,11 +49,13 @@ def box(known: Known, *, on_change: Callable[[], None]) -> tuple[Condition | Non
         with help_:
             st.markdown(_HELP)
             st.dataframe(_fields(known), hide_index=True, height=260, alt="The fields that a filter knows")
+    # Always there: a widget that moves down the page when an error appears above it loses its place in the address.
+    below = st.container()
     try:
         return parse(text or "", known, state.zone()), True
     except FilterError as error:
-        st.error(formatting.plain(error.sentence), icon=":material/error:")
-        st.code(pointed(text or "", error.position), language=None)
+        below.error(formatting.plain(error.sentence), icon=":material/error:")
+        below.code(pointed(text or "", error.position), language=None)
         return None, False
 
 
