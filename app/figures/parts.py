@@ -237,15 +237,17 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def text_start(end: float, line: float | None, high: float) -> float:
+def text_start(end: float, line: float | None, high: float, *, is_log: bool = False) -> float:
     """Where the text of a row starts: at the row's end, or behind an upright line that would cross it.
 
     Args:
         end: of the row.
         line: the upright line, None without one.
         high: the largest value of the axis.
+        is_log: whether the axis is logarithmic.
     """
-    return line if line is not None and end < line < end + 0.35 * high else end
+    reach = end * 2.5 if is_log else end + 0.35 * high
+    return line if line is not None and end < line < reach else end
 
 
 def end_labels(figure: go.Figure, ends: dict[str, tuple[float, str]], *, is_log: bool) -> None:

@@ -23,6 +23,12 @@ def present(figure: go.Figure) -> go.Figure:
             side: round(size * _TYPE) for side in ("l", "r", "t", "b") if (size := layout.margin[side]) is not None
         },
     )
+    # The page's theme sets these by itself where a figure does not.
+    plain = round(_PLAIN_SIZE_PX * _TYPE)
+    for axis in [*larger.select_xaxes(), *larger.select_yaxes()]:
+        axis.tickfont.size = axis.tickfont.size or plain
+        axis.title.font.size = axis.title.font.size or plain
+    larger.update_layout(legend={"font": {"size": plain}})
     return larger
 
 

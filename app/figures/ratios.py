@@ -57,7 +57,7 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
     far = rows[["measured", "high", "published"]].max(axis=1)
     shown = rows[far.notna()]
     figure.add_scatter(
-        x=[parts.text_start(end, 1.0, float(far.max())) for end in far[far.notna()]],
+        x=[parts.text_start(end, 1.0, float(far.max()), is_log=is_log) for end in far[far.notna()]],
         y=shown["label"],
         mode="text",
         text=[_text(line.measured, math.nan if is_small else line.published) for line in shown.itertuples()],

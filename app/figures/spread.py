@@ -53,7 +53,7 @@ def spread(
     _ranges(figure, table[table["repeats"] > 1], unit)
     _medians(figure, table, unit)
     figure.add_scatter(
-        x=[parts.text_start(float(end), middle, high) for end in table["most"]],
+        x=[parts.text_start(float(end), middle, high, is_log=log) for end in table["most"]],
         y=list(table.index),
         mode="text",
         # Em spaces, as ordinary ones at the start of a line are dropped.

@@ -272,6 +272,13 @@ def test_a_label_that_the_baseline_would_cross_starts_behind_it() -> None:
     assert at == {"Base": 13.0, "LoRA": 13.0, "Slow": 2.0}
 
 
+def test_on_a_logarithmic_axis_a_label_stays_with_its_row_unless_the_baseline_is_next_to_it() -> None:
+    rows = frame({"Base": ("", [100.0]), "Near": ("LoRA", [60.0]), "Far": ("LoRA", [1.0])})
+    figure = figures.spread(rows, COLOURS, title="Seconds", baseline="Base")
+    (words,) = [trace for trace in figure.data if trace.mode == "text"]
+    assert dict(zip(words.y, words.x, strict=True)) == {"Base": 100.0, "Near": 100.0, "Far": 1.0}
+
+
 def test_linear_ticks_are_few_round_and_start_at_zero() -> None:
     values, words = figures.linear_ticks(0.7, "s")
     assert values[0] == 0

@@ -136,6 +136,7 @@ def test_a_presented_figure_says_the_same_in_larger_type() -> None:
     assert larger.layout.annotations[0].font.size > 1.3 * figure.layout.annotations[0].font.size
     assert larger.data[0].marker.size > figure.data[0].marker.size
     assert larger.layout.height > figure.layout.height
+    assert larger.layout.legend.font.size == larger.layout.xaxis.tickfont.size == 17
     assert figure.layout.title.font.size == 15, "the figure itself stays as it is"
 
 
