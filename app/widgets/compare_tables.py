@@ -24,7 +24,7 @@ _LONG_NAME = 24
 MOST_METRICS = 12
 # Fields lie down the table up to this many runs, with more runs across it.
 MOST_RUNS_ACROSS = 8
-_ICONS = {
+_ICONS: dict[verdicts.Tone, str] = {
     "good": ":green[:material/check_circle:]",
     "bad": ":red[:material/cancel:]",
     "neutral": ":gray[:material/drag_handle:]",
@@ -63,7 +63,7 @@ def ranked(found: Sequence[Standing]) -> list[Standing]:
     return sorted(others, key=place)
 
 
-def answer_sentences(shown: Board, found: Sequence[Standing]) -> list[tuple[str, str]]:
+def answer_sentences(shown: Board, found: Sequence[Standing]) -> list[tuple[verdicts.Tone, str]]:
     """(tone, sentence) of the verdicts that matter most, those without enough data in one sentence together."""
     summaries = {standing.group.label: standing.summary for standing in found}
     decided: list[Standing] = []
@@ -71,7 +71,7 @@ def answer_sentences(shown: Board, found: Sequence[Standing]) -> list[tuple[str,
     for standing in ranked(found):
         is_open = standing.verdict is not None and standing.verdict.tone == "open"
         (undecided if is_open else decided).append(standing)
-    sentences = [
+    sentences: list[tuple[verdicts.Tone, str]] = [
         (
             standing.verdict.tone if standing.verdict else "open",
             board.sentence(shown, standing, summaries.get(standing.baseline)),
