@@ -21,12 +21,13 @@ FORMAT = 1
 
 FINAL_STATES = ("succeeded", "failed", "out_of_memory", "cancelled", "timed_out", "lost")
 TIMING_FIELDS = ("created_at", "claimed_at", "started_at", "finished_at")
+LONGEST_LABEL = 200
+"""Characters of a name, a tag or an adapter's label; longer ones are not imported, so none may be typed."""
+LONGEST_NOTE = 20_000
 _MAX_INTEGER = 2**63 - 1
 # Dates end with the year 9999.
 _MAX_TIME_S = 250_000_000_000
 _MAX_DEPTH = 20
-_MAX_LABEL = 200
-_MAX_NOTE = 20_000
 _Text = TypeVar("_Text", str, str | None)
 
 
@@ -61,7 +62,7 @@ class ParsedResult:
 
 @dataclass(frozen=True, slots=True)
 class ParsedRun:
-    """A result with the run it belongs to, as ``import`` needs it."""
+    """A result with the run it belongs to, as ``import`` needs it. ``adapter`` is the label that charts show."""
 
     uid: str
     spec: dict[str, Any]
@@ -104,13 +105,13 @@ def parse_result(document: Mapping[str, Any]) -> ParsedResult:
     )
 
 
-def parse_run(document: Mapping[str, Any]) -> ParsedRun:
+def parse_run(found: object) -> ParsedRun:
     """Check a whole document: the result, its spec, and the identity that keeps it from being stored twice.
 
     Raises:
         DocumentRefused: naming the field at fault.
     """
-    _refuse_what_is_not_ours(document)
+    document = _ours(found)
     result = parse_result(document)
     _check_environment(result.environment)
     if document.get("spec") is None:
@@ -122,15 +123,14 @@ def parse_run(document: Mapping[str, Any]) -> ParsedRun:
         spec_hash=_spec_hash(document, spec),
         kind=_text(spec, "kind", "spec.kind"),
         model=_text(spec, "model", "spec.model"),
-        adapter=_label(document, "adapter", "adapter") or _optional_text(adapter, "type", "spec.adapter.type"),
-        adapter_type=_label(document, "adapter_type", "adapter_type")
-        or _optional_text(adapter, "type", "spec.adapter.type"),
+        adapter=_label(document, "adapter"),
+        adapter_type=_label(document, "adapter_type") or _optional_text(adapter, "type", "spec.adapter.type"),
         strategy=_optional_text(spec, "strategy", "spec.strategy"),
         dtype=_optional_text(spec, "dtype", "spec.dtype"),
         device=_text(spec, "device", "spec.device"),
         timing=_timing(document),
-        name=_label(document, "name", "name"),
-        note=_short(_optional_text(document, "note", "note"), "note", _MAX_NOTE),
+        name=_label(document, "name"),
+        note=_short(_optional_text(document, "note", "note"), "note", LONGEST_NOTE),
         tags=_tags(document),
         result=result,
         # Last, because it is the hash of everything where there is none: what is at fault was named by then.
@@ -144,16 +144,17 @@ def canonical_sha256(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refuse_what_is_not_ours(document: object) -> None:
-    """Refuse what is no result document at all, or one of a version that is not known here."""
-    fields = _mapping("document", document)
-    if not {"state", "spec"} & fields.keys():
+def _ours(found: object) -> Mapping[str, Any]:
+    """The document as it is; refuses what is no result, and one of a version that is not known here."""
+    document = _mapping("document", found)
+    if not {"state", "spec"} & document.keys():
         _refuse("document", "must be a result of PEFT Lab, with a state and a spec")
-    version = fields.get("format", FORMAT)
+    version = document.get("format", FORMAT)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         _refuse("format", f"must be a whole number of at least 1, not {_shown(version)}")
     if version > FORMAT:
         _refuse("format", f"{_shown(version)} is of a newer PEFT Lab; this one reads {FORMAT}, so update it")
+    return document
 
 
 def _check_environment(environment: Mapping[str, Any]) -> None:
@@ -170,11 +171,11 @@ def _check_environment(environment: Mapping[str, Any]) -> None:
 
 def _tags(document: Mapping[str, Any]) -> tuple[str, ...]:
     named = [(f"tags[{index}]", tag) for index, tag in enumerate(_list(document, "tags"))]
-    return tuple(_short(_text({"tag": tag}, "tag", field), field, _MAX_LABEL) for field, tag in named)
+    return tuple(_short(_text({"tag": tag}, "tag", field), field, LONGEST_LABEL) for field, tag in named)
 
 
-def _label(parent: Mapping[str, Any], key: str, field: str) -> str | None:
-    return _short(_optional_text(parent, key, field), field, _MAX_LABEL)
+def _label(document: Mapping[str, Any], key: str) -> str | None:
+    return _short(_optional_text(document, key, key), key, LONGEST_LABEL)
 
 
 def _short(text: _Text, field: str, longest: int) -> _Text:

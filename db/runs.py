@@ -1,8 +1,8 @@
 """Stored runs, as pages and scripts read and edit them: lists, one run, metrics for charts, names, tags, deletion.
 
 Every function takes a session and leaves the transaction to its caller. Results are plain frozen records that need no
-session any more. Run folders on disk are the caller's. Lists, medians, and documents in and out have modules of their
-own (``db.listing``, ``db.medians``, ``db.transfer``) and are offered here.
+session any more. Run folders on disk are the caller's. Lists and medians have modules of their own (``db.listing``,
+``db.medians``) and are offered here; documents in and out are ``db.transfer``'s.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ from db.listing import (
 )
 from db.medians import StoredMetric, medians, stored_metrics
 from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
-from db.transfer import ImportRefused, export_document, import_document
 
 __all__ = [
     "Duration",
     "FilterValues",
     "Filters",
-    "ImportRefused",
     "MetricRow",
     "MetricValue",
     "RunDetail",
@@ -52,11 +50,9 @@ __all__ = [
     "durations",
     "environment_paths",
     "environments",
-    "export_document",
     "filter_values",
     "get_rows",
     "get_run",
-    "import_document",
     "latest_inspection",
     "list_ids",
     "list_runs",

@@ -24,7 +24,11 @@ from db.results import insert_measurements, result_columns
 
 
 class ImportRefused(ValueError):
-    """A document that cannot be stored. The text is one sentence that starts with the field at fault."""
+    """A file that cannot be stored. The text is one sentence, which names the document and field that are at fault."""
+
+
+class UnknownRun(LookupError):
+    """A run that is not stored. The text is one sentence."""
 
 
 class Described(Protocol):
@@ -76,7 +80,7 @@ def store_runs(
     origin: str = "import",
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[int, bool]]:
-    """Store every checked run that is not here yet. Returns each run's id and whether it is new here.
+    """Store every checked run that is not here yet, by its uid. Returns each run's id and whether it is new here.
 
     Args:
         origin: "import", or "sample" for the runs that come with the project.
@@ -90,33 +94,13 @@ def store_runs(
     return stored
 
 
-def import_document(
-    session: Session, document: Mapping[str, Any], *, adapter: str | None = None, adapter_type: str | None = None
-) -> tuple[int, bool]:
-    """Store a result that was measured elsewhere. Returns the run's id and whether it is new here.
-
-    A document that is here already, by its uid or else by its content, is not stored again. ``adapter`` is the label
-    that pages show ("DoRA"), ``adapter_type`` its PEFT type; by default both come from the document. Whether the spec
-    makes sense is not checked; for files from outside use ``check_file``.
-
-    Raises:
-        ImportRefused: naming the field at fault; nothing is stored.
-    """
-    try:
-        run = parse_run(document)
-    except DocumentRefused as error:
-        raise ImportRefused(str(error)) from None
-    labelled = replace(run, adapter=adapter or run.adapter, adapter_type=adapter_type or run.adapter_type)
-    return _store(session, labelled, "import")
-
-
 def _checked(document: object, describe: Describe) -> ParsedRun:
     """A document's run with its spec in whole form.
 
     Raises:
         ValueError: one sentence that starts with the field at fault.
     """
-    run = parse_run(document)  # type: ignore[arg-type]  # refuses what is no mapping
+    run = parse_run(document)
     described = describe(run.spec)
     # A wrong hash would make it a replica of runs that measured something else.
     if run.spec_hash not in (canonical_sha256(run.spec), described.spec_hash):
@@ -124,12 +108,11 @@ def _checked(document: object, describe: Describe) -> ParsedRun:
     if run.result.inspection is not None:
         raise DocumentRefused("inspection: must be null, because a measurement inspects nothing")
     samples = PackedSamples(downsample(run.result.samples))
-    has_label = document.get("adapter") is not None  # type: ignore[attr-defined]
     return replace(
         run,
         spec=described.spec,
         spec_hash=described.spec_hash,
-        adapter=run.adapter if has_label else described.adapter,
+        adapter=run.adapter or described.adapter,
         result=replace(run.result, samples=samples),
     )
 
@@ -173,11 +156,11 @@ def export_document(session: Session, run_id: int) -> dict[str, Any]:
     A run that has not ended gives what is known so far; such a document says so by its state and cannot be imported.
 
     Raises:
-        LookupError: when there is no such run; the text is one sentence.
+        UnknownRun: when there is none of this id.
     """
     run = session.get(Run, run_id)
     if run is None:
-        raise LookupError(f"run {run_id}: does not exist")
+        raise UnknownRun(f"there is no run {run_id}")
     metrics = select(Metric.name, Metric.unit, Metric.value, Metric.variant, Metric.x, Metric.repeat)
     samples = select(
         MemorySample.source, MemorySample.time_s, MemorySample.phase, MemorySample.category, MemorySample.bytes

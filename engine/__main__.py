@@ -286,15 +286,14 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from db import runs
+    from db import transfer
 
     database = open_database()
-    documents = []
-    with database.reading() as db:
-        for run_id in options.run_ids:
-            if runs.get_run(db, run_id) is None:
-                raise BadInput(f"RUN_ID: there is no run {run_id}")
-            documents.append(runs.export_document(db, run_id))
+    try:
+        with database.reading() as db:
+            documents = [transfer.export_document(db, run_id) for run_id in options.run_ids]
+    except transfer.UnknownRun as error:
+        raise BadInput(f"RUN_ID: {error}") from None
     print(json.dumps(documents[0] if len(documents) == 1 else documents))
     return DONE
 

@@ -13,12 +13,11 @@ import streamlit as st
 
 from app import formatting, state
 from app.widgets import labels
-from db import runs
+from db import runs, transfer
+from db.documents import LONGEST_LABEL, LONGEST_NOTE
 from db.runs import RunRow
 from db.session import home
 
-_MAX_NAME = 200
-_MAX_NOTE = 20_000
 _NAMED_IN_DIALOG = 5
 
 
@@ -55,16 +54,16 @@ def actions(rows: Sequence[RunRow]) -> None:
 def documents_json(run_ids: Sequence[int]) -> str:
     """The result documents of these runs as JSON text: one object, or a list of several."""
     with state.database().reading() as session:
-        documents = [runs.export_document(session, run_id) for run_id in run_ids]
+        documents = [transfer.export_document(session, run_id) for run_id in run_ids]
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1)
 
 
 def _edit_one(row: RunRow) -> None:
     """Name, tags and note of one run, as they are."""
     with st.form(f"manage_{row.id}", border=False):
-        name = st.text_input("Name", value=row.name or "", max_chars=_MAX_NAME)
+        name = st.text_input("Name", value=row.name or "", max_chars=LONGEST_LABEL)
         tags = st.multiselect("Tags", _known_tags(), default=list(row.tags), accept_new_options=True)
-        note = st.text_area("Note", value=row.note or "", max_chars=_MAX_NOTE)
+        note = st.text_area("Note", value=row.note or "", max_chars=LONGEST_NOTE)
         if st.form_submit_button("Save", type="primary"):
             with state.database().writing() as session:
                 runs.rename(session, row.id, clean(name))
@@ -78,16 +77,16 @@ def _edit_several(rows: Sequence[RunRow]) -> None:
     used = sorted({tag for row in rows for tag in row.tags})
     with st.form(f"manage_{'_'.join(str(row.id) for row in rows)}", border=False, clear_on_submit=True):
         st.caption(f"{formatting.plural(len(rows), 'run')}. Empty fields change nothing.")
-        name = st.text_input("Name", max_chars=_MAX_NAME)
+        name = st.text_input("Name", max_chars=LONGEST_LABEL)
         added = st.multiselect("Add tags", _known_tags(), accept_new_options=True)
         removed = st.multiselect("Remove tags", used) if used else []
-        note = st.text_area("Add to the notes", max_chars=_MAX_NOTE)
+        note = st.text_area("Add to the notes", max_chars=LONGEST_NOTE)
         if not st.form_submit_button("Save", type="primary"):
             return
     notes = {row.id: "\n\n".join(filter(None, (row.note, clean(note).strip()))) for row in rows}
-    too_long = [run_id for run_id, text in notes.items() if len(text) > _MAX_NOTE]
+    too_long = [run_id for run_id, text in notes.items() if len(text) > LONGEST_NOTE]
     if too_long:
-        st.error(f"Note: that of run {too_long[0]} would have more than {_MAX_NOTE} characters; write less.")
+        st.error(f"Note: that of run {too_long[0]} would have more than {LONGEST_NOTE} characters; write less.")
         return
     with state.database().writing() as session:
         for row in rows:
@@ -135,7 +134,7 @@ def clean(text: str) -> str:
 
 
 def _clean_tags(tags: Iterable[str]) -> list[str]:
-    return [clean(tag).strip()[:_MAX_NAME] for tag in tags]
+    return [clean(tag).strip()[:LONGEST_LABEL] for tag in tags]
 
 
 def _known_tags() -> list[str]:

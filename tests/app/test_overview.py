@@ -9,7 +9,8 @@ from sqlalchemy import update
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import case_runs, first_sweep, launching, samples
-from db import queue, runs
+from db import queue, runs, transfer
+from db.documents import parse_run
 from db.models import Run
 from db.session import Database
 from engine import cases
@@ -164,11 +165,10 @@ def test_one_button_measures_every_case_that_fits_this_machine(open_page: Open, 
 def test_imported_and_archived_runs_are_not_this_machines_answer(open_page: Open, database: Database) -> None:
     ids = stored_cases.merge_peaks(database, stored_cases.as_claimed)
     with database.writing() as session:
-        documents = [runs.export_document(session, run_id) for run_id in ids]
+        documents = [transfer.export_document(session, run_id) for run_id in ids]
         runs.archive(session, ids)
         runs.delete(session, ids)
-        for document in documents:
-            runs.import_document(session, document)
+        transfer.store_runs(session, map(parse_run, documents))
     assert not open_page("overview").metric
     again = stored_cases.merge_peaks(database, stored_cases.as_claimed)
     assert open_page("overview").metric

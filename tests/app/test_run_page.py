@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from db import runs
+from db import runs, transfer
+from db.documents import parse_run
 from db.session import Database
 from tests.app import stored
 from tests.app.reading import words
@@ -88,10 +89,10 @@ def test_run_again_queues_a_replica(open_page: Open, database: Database) -> None
 def test_a_stored_spec_that_is_no_longer_valid_gets_a_sentence(open_page: Open, database: Database) -> None:
     run_id = stored.store(database, stored.init_document(), stored.result([1.0]))
     with database.writing() as session:
-        document = runs.export_document(session, run_id)
+        document = transfer.export_document(session, run_id)
         document["spec"]["strategy"] = "of_a_later_version"
         document["uid"] = "0" * 32
-        other, _ = runs.import_document(session, document)
+        ((other, _),) = transfer.store_runs(session, [parse_run(document)])
     app = open_page("run", id=str(other))
     next(button for button in app.button if button.label == "Run again").click().run()
     assert not app.exception

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.widgets.launching import new_run
-from db import queue, runs
+from db import queue, runs, transfer
 from engine.cases import Case, Observation, Verdict, cases, observe, verdict
 from engine.measure.environment import environment
 from tests.benchmarks.lab import Lab, lab
@@ -70,7 +70,7 @@ def keep(folder: Path, case: Case, opened: Lab, rows: list[runs.RunDetail]) -> N
     """The result documents of a case's runs, as `python -m engine import` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     with opened.database.reading() as session:
-        documents = [runs.export_document(session, row.id) for row in rows]
+        documents = [transfer.export_document(session, row.id) for row in rows]
     with gzip.open(folder / f"{case.id}.json.gz", "wt", encoding="utf-8") as file:
         json.dump(documents, file)
 

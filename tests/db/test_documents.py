@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from db import runs
+from db import runs, transfer
+from db.documents import DocumentRefused, parse_run
 from db.models import MemorySample, Metric, Run, Tag
 from db.session import Database
 from tests.db.conftest import Document, metric, result_document, sample
 
 
-def store(database: Database, document: Any, **labels: str) -> tuple[int, bool]:
+def store(database: Database, document: Any) -> tuple[int, bool]:
     with database.writing() as session:
-        return runs.import_document(session, document, **labels)
+        (stored,) = transfer.store_runs(session, [parse_run(document)])
+    return stored
 
 
 def export(database: Database, run_id: int) -> Document:
     with database.reading() as session:
-        return runs.export_document(session, run_id)
+        return transfer.export_document(session, run_id)
 
 
 def row_counts(database: Database) -> list[int | None]:
@@ -57,7 +59,7 @@ def test_an_imported_document_is_exported_unchanged(changes: Document, database:
 def test_an_export_imports_into_another_database_as_the_same_run(database: Database, tmp_path) -> None:
     from db.session import open_database
 
-    exported = export(database, store(database, result_document(), adapter="DoRA", adapter_type="lora")[0])
+    exported = export(database, store(database, result_document(adapter="DoRA", adapter_type="lora"))[0])
     other = open_database(f"sqlite:///{tmp_path / 'other.sqlite3'}")
     run_id, created = store(other, exported)
     assert created
@@ -87,7 +89,7 @@ def test_a_document_is_stored_once_by_its_uid_or_else_by_its_content(database: D
 
 
 def test_an_import_fills_the_columns_that_pages_filter_by(database: Database) -> None:
-    run_id, _ = store(database, result_document(tags=["gpu box"]), adapter="DoRA")
+    run_id, _ = store(database, result_document(tags=["gpu box"], adapter="DoRA"))
     with database.reading() as session:
         run = runs.get_run(session, run_id)
     assert (run.origin, run.kind, run.model, run.device) == ("import", "init", "tinyllama-1.1b", "cpu")
@@ -167,8 +169,8 @@ def changed(path: str, value: Any) -> Document:
 def test_a_bad_document_is_refused_by_the_field_and_nothing_of_it_is_stored(
     path: str, value: Any, field: str, database: Database
 ) -> None:
-    with database.writing() as session, pytest.raises(runs.ImportRefused) as refusal:
-        runs.import_document(session, changed(path, value))
+    with pytest.raises(DocumentRefused) as refusal:
+        store(database, changed(path, value))
     sentence = str(refusal.value)
     assert sentence.startswith(f"{field}: ") or (field, sentence) == ("spec", "spec: is missing")
     assert "\n" not in sentence
@@ -178,23 +180,21 @@ def test_a_bad_document_is_refused_by_the_field_and_nothing_of_it_is_stored(
 
 @pytest.mark.parametrize("document", [None, [], "text", 3, {}])
 def test_what_is_no_document_is_refused(document: Any, database: Database) -> None:
-    with pytest.raises(runs.ImportRefused, match=r"^(document|state): must be "):
+    with pytest.raises(DocumentRefused, match=r"^(document|state): must be "):
         store(database, document)
 
 
 def test_a_failure_while_storing_leaves_the_rest_of_the_transaction_whole(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from db import transfer
-
     def full_disk(*_: Any) -> None:
         raise OSError("no space left")
 
     with database.writing() as session:
-        runs.import_document(session, result_document(uid="a" * 32))
+        transfer.store_runs(session, [parse_run(result_document(uid="a" * 32))])
         monkeypatch.setattr(transfer, "insert_measurements", full_disk)
         with pytest.raises(OSError, match="no space"):
-            runs.import_document(session, result_document(uid="b" * 32))
+            transfer.store_runs(session, [parse_run(result_document(uid="b" * 32))])
     assert row_counts(database) == [1, 2, 2, 0]
 
 
@@ -202,12 +202,12 @@ def test_a_run_without_a_result_is_exported_as_it_is_but_not_imported(database: 
     (run_id,) = enqueue()
     exported = export(database, run_id)
     assert (exported["state"], exported["metrics"], exported["error"]) == ("queued", [], None)
-    with pytest.raises(runs.ImportRefused, match=r"^state: must be one of succeeded, .*, not 'queued'$"):
+    with pytest.raises(DocumentRefused, match=r"^state: must be one of succeeded, .*, not 'queued'$"):
         store(database, exported)
 
 
 def test_a_run_that_does_not_exist_cannot_be_exported(database: Database) -> None:
-    with pytest.raises(LookupError, match="does not exist"):
+    with pytest.raises(transfer.UnknownRun, match=r"^there is no run 999$"):
         export(database, 999)
 
 

@@ -166,13 +166,13 @@ def test_an_exported_run_names_its_format_and_comes_back_as_the_same_run(databas
 
     ((run_id, _),) = store(database, packed(document(name="Ünï", tags=["a"], note="two\nlines")))
     with database.reading() as session:
-        exported = runs.export_document(session, run_id)
+        exported = transfer.export_document(session, run_id)
     assert exported["format"] == 1
     other = open_database(f"sqlite:///{tmp_path / 'other.sqlite3'}")
     ((other_id, created),) = store(other, json.dumps(exported).encode())
     assert created
     with other.reading() as session:
-        assert runs.export_document(session, other_id) == exported
+        assert transfer.export_document(session, other_id) == exported
     other.close()
 
 

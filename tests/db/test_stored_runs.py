@@ -7,7 +7,8 @@ import time
 import pytest
 from sqlalchemy import event, func, select
 
-from db import queue, runs
+from db import queue, runs, transfer
+from db.documents import parse_run
 from db.models import MemorySample, Metric, Run, Sweep, Tag
 from db.session import Database
 from tests.db.conftest import metric, new_run, result_document, sample
@@ -186,7 +187,7 @@ def test_what_was_measured_here_is_counted_by_spec(database: Database, enqueue, 
     finished({"state": "failed"}, spec_hash=spec_hash)
     enqueue(spec_hash="d" * 64)
     with database.writing() as session:
-        runs.import_document(session, result_document())
+        transfer.store_runs(session, [parse_run(result_document())])
         assert runs.measured_hashes(session) == {spec_hash: 2}
 
 
@@ -194,7 +195,7 @@ def test_durations_come_from_runs_that_succeeded_on_this_machine(database: Datab
     finished()
     finished({"state": "failed"})
     with database.writing() as session:
-        runs.import_document(session, result_document(timing={"started_at": 1.0, "finished_at": 99.0}))
+        transfer.store_runs(session, [parse_run(result_document(timing={"started_at": 1.0, "finished_at": 99.0}))])
         (row,) = runs.durations(session)
     assert row[:6] == ("init", "tiny-test", "DoRA", "stock", "bfloat16", "cpu")
     assert 0 <= row.seconds < 5
