@@ -19,7 +19,6 @@ import jinja2
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from app import formatting
@@ -61,9 +60,8 @@ def report_html(report: Report) -> str:
     html = _template().render(
         report=report,
         sections=[_drawable(section) for section in report.sections],
-        # Both are ours, and neither holds "</script".
-        library=Markup(library),
-        drawing=Markup(drawing),
+        library=library,
+        drawing=drawing,
         # Only these scripts may run, whatever else got into the file; and nothing may be loaded from anywhere.
         policy="; ".join(
             [
@@ -109,7 +107,7 @@ def _cell(value: object) -> dict[str, Any]:
     return {"text": str(value), "number": False}
 
 
-def _figure_json(figure: go.Figure) -> Markup:
+def _figure_json(figure: go.Figure) -> str:
     """Data and layout of a figure as JSON that cannot end its script element. Its colours come with the page."""
     # The plain encoder, because the fast one refuses half surrogate pairs.
     document = json.loads(figure.to_json(engine="json"))
@@ -117,7 +115,7 @@ def _figure_json(figure: go.Figure) -> Markup:
     text = json.dumps({"data": document.get("data", []), "layout": layout}, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return text
 
 
 def _script_hash(script: str) -> str:
