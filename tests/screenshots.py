@@ -16,15 +16,13 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from db import queue, runs, transfer
-from db.session import Database
-from engine.catalog.documents import document_spec
+from app.widgets import samples
+from db import queue, runs
 from tests.benchmarks.lab import Lab, lab
 from tests.chromium import FLAGS, chromium_path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "screenshots"
-SAMPLES = ROOT / "app" / "samples" / "runs.json.gz"
 WIDTH, HEIGHT, TALLEST = 1440, 900, 2400
 COLOURS = 128
 COMPARED = 24
@@ -58,16 +56,14 @@ def tab(browser: Browser, theme: Theme) -> Iterator[Page]:
     context.close()
 
 
-def load_sample_data(database: Database) -> None:
-    """Store the bundled sample runs, as the button on an empty Overview does."""
-    checked = transfer.check_file(SAMPLES.read_bytes(), document_spec, largest_bytes=2**28)
-    with database.writing() as session:
-        transfer.store_runs(session, checked, origin="sample")
+def sample_runs(rows: list[runs.RunRow], kind: str) -> list[runs.RunRow]:
+    """The sample runs of one kind that succeeded."""
+    return [row for row in rows if (row.origin, row.kind, row.state) == (samples.ORIGIN, kind, "succeeded")]
 
 
 def compared(rows: list[runs.RunRow], kind: str) -> str:
     """The address of Compare with the sample runs of one kind on the model and device that has most of them."""
-    fitting = [row for row in rows if row.origin == "sample" and row.kind == kind and row.state == "succeeded"]
+    fitting = sample_runs(rows, kind)
     ((place, _),) = Counter((row.model, row.device) for row in fitting).most_common(1)
     ids = sorted(row.id for row in fitting if (row.model, row.device) == place)
     return "/compare?ids=" + ",".join(map(str, ids[:COMPARED]))
@@ -75,10 +71,8 @@ def compared(rows: list[runs.RunRow], kind: str) -> str:
 
 def addresses(rows: list[runs.RunRow]) -> dict[str, str]:
     """Every page by the name of its picture."""
-    samples = [row for row in rows if row.origin == "sample" and row.state == "succeeded"]
     # What has the most to show: memory by category, the step's parts, and gradients in every block.
-    trained = [row for row in samples if row.kind == "train" and row.adapter == "LoRA"]
-    shown = min(trained or samples, key=lambda row: row.id)
+    shown = min(row.id for row in sample_runs(rows, "train") if row.adapter == "LoRA")
     return {
         "overview": "/?from=sample",
         "cases": "/cases?from=sample",
@@ -86,7 +80,7 @@ def addresses(rows: list[runs.RunRow]) -> dict[str, str]:
         "launch": "/launch",
         "runs": "/runs",
         "compare": compared(rows, "init"),
-        "run": f"/run?id={shown.id}",
+        "run": f"/run?id={shown}",
         "merge-files": "/merge_files",
     }
 
@@ -129,7 +123,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with lab() as here, here.dashboard() as (address, _), sync_playwright() as playwright:
         here.wait(here.submit(*REAL_RUNS))
-        load_sample_data(here.database)
+        samples.load()
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         take_all(here, browser, address)
         browser.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from app import state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
-from engine.spec import InspectSpec, Measured, MergeFilesSpec, Spec, spec_hash
+from engine.spec import InspectSpec, MergeFilesSpec, Spec, spec_hash
 
 
 def new_run(spec: Spec) -> NewRun:
@@ -30,7 +31,7 @@ def new_run(spec: Spec) -> NewRun:
         spec_hash=spec_hash(spec),
         model=spec.model,
         adapter=labels.adapter_label(adapter) if adapter else labels.FULL if spec.kind == "train" else None,
-        adapter_type=_adapter_type(spec),
+        adapter_type=_adapter_type(adapter) if adapter else None,
         strategy=spec.strategy,
         dtype=spec.dtype,
         device=spec.device,
@@ -49,10 +50,8 @@ def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:
     return ids
 
 
-def _adapter_type(spec: Measured) -> str | None:
-    adapter = spec.model_dump(mode="json")["adapter"]
-    if adapter is None:
-        return None
+def _adapter_type(adapter: Mapping[str, Any]) -> str | None:
+    """The PEFT type of a spec's adapter; for a saved one, of what its own config says it is."""
     if "path" not in adapter:
         return str(adapter["type"])
     config = labels.saved_config(adapter["path"]) or {}

@@ -19,9 +19,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.widgets.launching import new_run
 from db import queue, runs
 from db.session import Database, open_database
-from engine.spec import parse_spec, spec_hash
+from engine.spec import parse_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +44,7 @@ class Lab:
     def submit(self, *documents: dict[str, Any]) -> list[int]:
         """Queue init specs and return their run ids."""
         with self.database.writing() as db:
-            return queue.enqueue(db, [_new_run(document) for document in documents])
+            return queue.enqueue(db, [new_run(parse_spec({"kind": "init", **document})) for document in documents])
 
     def wait(self, run_ids: list[int], timeout_s: float = 600) -> list[runs.RunDetail]:
         """The runs, once all have ended well."""
@@ -116,19 +117,3 @@ def lab(stored: Path | None = None) -> Iterator[Lab]:
 def _start(home: Path, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
     with (home / log_name).open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log)
-
-
-def _new_run(document: dict[str, Any]) -> queue.NewRun:
-    spec = parse_spec({"kind": "init", **document})
-    full = spec.model_dump(mode="json")
-    return queue.NewRun(
-        kind="init",
-        spec=full,
-        spec_hash=spec_hash(spec),
-        model=spec.model,
-        device=spec.device,
-        adapter="DoRA" if full["adapter"]["options"].get("use_dora") else "LoRA",
-        adapter_type="lora",
-        strategy=full["strategy"],
-        dtype=full["dtype"],
-    )
