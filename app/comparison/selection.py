@@ -13,6 +13,8 @@ from app import formatting
 
 #: More runs than this are not read: no chart tells them apart.
 MOST_RUNS = 200
+#: As many are offered to be compared at once; an address may name more.
+OFFERED_RUNS = 50
 _LARGEST_ID = 2**63 - 1
 
 

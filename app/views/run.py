@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
-from app.comparison.selection import ids_text
+from app.comparison.selection import OFFERED_RUNS, ids_text
 from app.kinds import KINDS
 from app.widgets import frames, labels, launching, manage, own_models, progress, samples
 from app.widgets.downloads import table_downloads
@@ -20,7 +20,6 @@ from db.runs import RunDetail, RunRow
 from engine import catalog
 from engine.spec import Measured, SpecError, parse_spec
 
-MOST_COMPARED = 50
 FINAL_ADVICE = {
     "out_of_memory": "Free memory, or choose a smaller model, a shorter context, fewer targets or another strategy.",
     "timed_out": "Raise the timeout, or choose fewer repeats.",
@@ -125,7 +124,7 @@ def replicas_link(run: RunDetail) -> None:
             "views/compare.py",
             label="Compare with its replica" if len(others) == 1 else f"Compare with its {len(others)} replicas",
             icon=":material/compare_arrows:",
-            query_params={"ids": ids_text([run.id, *others[: MOST_COMPARED - 1]])},
+            query_params={"ids": ids_text([run.id, *others[: OFFERED_RUNS - 1]])},
         )
 
 
@@ -161,10 +160,10 @@ def what_went_wrong(run: RunDetail) -> None:
 
 def charts(run: RunDetail, metrics: Metrics) -> list[Chart]:
     """The charts of the run's kind, and the memory of its process."""
-    samples = pd.DataFrame(run.samples, columns=["source", "time_s", "phase", "category", "bytes"])
+    memory = pd.DataFrame(run.samples, columns=["source", "time_s", "phase", "category", "bytes"])
     view = KINDS.get(run.kind)
-    drawn: list[Chart] = view.charts(run, metrics, samples) if view else []
-    process = samples[samples["source"] == "process"]
+    drawn: list[Chart] = view.charts(run, metrics, memory) if view else []
+    process = memory[memory["source"] == "process"]
     if len(process):
         drawn.append(Chart(figures.process_memory(process), "process_chart", "Memory of the process over the run"))
     return drawn
@@ -216,6 +215,9 @@ def environment_table(environment: dict[str, object]) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 add(f"{prefix} {key}".strip(), item)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value, start=1):
+                add(f"{prefix} {number}", item)
         else:
             items = value if isinstance(value, list) else [value]
             words = {None: formatting.DASH, True: "yes", False: "no"}

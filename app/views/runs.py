@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import formatting, state
+from app.comparison.selection import OFFERED_RUNS, ids_text
 from app.filtering import Known
 from app.filtering.fields import KnownField, columns, spec_fields
 from app.widgets import filter_box, frames, importing, labels, manage, run_table
@@ -17,7 +18,6 @@ from db.conditions import Column, Condition, EnvironmentField, MetricField, Orde
 from db.runs import FilterValues, RunRow
 
 ROWS = 500
-COMPARED = 50
 ADDED = 20
 NEWEST = "newest"
 FACETS = ("state", "kind", "model", "adapter", "device", "tag")
@@ -191,20 +191,20 @@ def grid(table: run_table.RunTable, ids: list[int]) -> list[int]:
 def actions(selected: list[RunRow], shown: list[RunRow]) -> None:
     """What can be done with the selected runs, or with all that are shown."""
     if not selected:
-        if 1 < len(shown) <= COMPARED and st.button("Compare all shown", icon=":material/compare_arrows:"):
+        if 1 < len(shown) <= OFFERED_RUNS and st.button("Compare all shown", icon=":material/compare_arrows:"):
             compare(shown)
         return
     ids = [row.id for row in selected]
     st.markdown(f"**{formatting.plural(len(ids), 'run')} selected**", width="content")
     if len(ids) == 1 and st.button("Open", icon=":material/open_in_new:", type="primary"):
         st.switch_page("views/run.py", query_params={"id": str(ids[0])})
-    is_too_many = len(ids) > COMPARED
+    is_too_many = len(ids) > OFFERED_RUNS
     if len(ids) > 1 and st.button(
         "Compare",
         icon=":material/compare_arrows:",
         type="primary",
         disabled=is_too_many,
-        help=f"At most {COMPARED} runs at once." if is_too_many else None,
+        help=f"At most {OFFERED_RUNS} runs at once." if is_too_many else None,
     ):
         compare(selected)
     st.download_button(
@@ -221,7 +221,7 @@ def actions(selected: list[RunRow], shown: list[RunRow]) -> None:
 
 def compare(rows: list[RunRow]) -> None:
     """Go to the page that compares these runs."""
-    st.switch_page("views/compare.py", query_params={"ids": ",".join(str(row.id) for row in rows)})
+    st.switch_page("views/compare.py", query_params={"ids": ids_text(row.id for row in rows)})
 
 
 def problems(selected: list[RunRow]) -> None:
