@@ -87,7 +87,7 @@ def published_text(verdict: Verdict) -> str:
     first = verdict.ratios[:1]
     of_key = [ratio for ratio in verdict.ratios if ratio.measured == verdict.key_value is not None] or first
     published = of_key[0].published if of_key else None
-    return f"published {formatting.measured(published, verdict.key_unit)}" if published is not None else ""
+    return f"published {formatting.ratio(published)}" if published is not None else ""
 
 
 def key_number(found: CaseRuns) -> None:
@@ -95,7 +95,7 @@ def key_number(found: CaseRuns) -> None:
     verdict = found.verdict
     st.metric(
         sentence_case(found.case.key_label),
-        formatting.measured(verdict.key_value, verdict.key_unit),
+        formatting.ratio(verdict.key_value),
         delta=published_text(verdict) or None,
         delta_arrow="off",
         delta_color="off",

@@ -124,9 +124,9 @@ class Observation:
 class Ratio:
     """A measured ratio beside the published one.
 
-    ``measured`` is the median, ``low`` and ``high`` are the smallest and largest that were seen, all None where nothing
-    was measured; ``published`` is None where no number was published. ``x`` is the position along the case's axis (a
-    context length, a number of modules) where it has one.
+    ``measured`` is the median; ``low`` and ``high`` are the smallest and largest between runs, or the quartiles of
+    repeats inside runs; all None where nothing was measured. ``published`` is None where no number was published. ``x``
+    is the position along the case's axis (a context length, a number of modules) where it has one.
     """
 
     label: str
@@ -142,14 +142,12 @@ class Ratio:
 class Verdict:
     """What the rule says of the runs so far: ``have`` runs of the ``need`` that it takes.
 
-    ``sentence`` has the numbers and their spread. ``key_value`` is None until there is one; ``key_unit`` is its unit
-    (``ratio`` for times-as-much, ``share`` for a part of one).
+    ``sentence`` has the numbers and their spread. ``key_value`` is a ratio, None until there is one.
     """
 
     word: Word
     sentence: str
     key_value: float | None
-    key_unit: str
     ratios: tuple[Ratio, ...]
     have: int
     need: int

@@ -15,8 +15,3 @@ DORA: dict[str, Any] = {"options": {"use_dora": True}}
 def spec(kind: str, model: str, **fields: Any) -> Measured:
     """A spec of a measured kind; what is left out has the spec's own defaults."""
     return cast(Measured, parse_spec({"kind": kind, "model": model, **fields}))
-
-
-def is_dora(measured: Measured) -> bool:
-    """Whether a spec's adapter is DoRA."""
-    return bool(getattr(measured.adapter, "options", {}).get("use_dora"))

@@ -69,8 +69,8 @@ CASE = Case(
     "adds some, since its float32 adapters keep float32 copies of their inputs. The published figures grow with the "
     "square of the length, so their attention was not flash attention.",
     rule="It holds in direction if LoRA's peak over full fine-tuning's rises from each length that fits to the next, "
-    "by 0.05 or more in all, here if it is also within 0.15 of every published ratio, and otherwise it does not hold "
-    "here; bytes are counted exactly, so that one run of each decides.",
+    "by 0.05 or more in all, here if it is also within 0.15 of the published ratio wherever there is one, and "
+    "otherwise it does not hold here; bytes are counted exactly, so that one run of each decides.",
     advice=(
         Advice(
             "Recompute activations instead of keeping them, by gradient checkpointing.",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.cases.evidence import between, gather, spread, value
+from engine.cases.evidence import between, gather, ratios_between, spread, value
 from engine.cases.records import Advice, Case, Observation, Published, Ratio, Size, Source, Sweep, Verdict
 from engine.cases.sweeps import spec
-from engine.cases.verdicts import Judging
+from engine.cases.verdicts import SETTLING_ROUNDS, Judging, direction
 from engine.spec import Measured
 
 GIB = 2**30
@@ -63,7 +63,7 @@ CASE = Case(
     "work saved on gradients and optimizer is tiny. The last layer wins because the backward pass stops there.",
     rule="It holds in direction if LoRA of rank 2 on every linear layer takes at least 1.02 times full fine-tuning's "
     "step in each of 3 rounds or more, here if it takes 1.5 times with query and key below 1 and the output head "
-    "lowest, and otherwise it does not hold here; where rounds disagree, it takes 5 of them.",
+    "lowest, and otherwise it does not hold here; where rounds disagree, the lower quartile of 5 or more decides.",
     advice=(
         Advice(
             "Do not adapt every linear layer of a small model; query and key cost much less.",
@@ -108,11 +108,10 @@ def judge(sweep: Sweep, observations: Sequence[Observation]) -> Verdict:
     )
     if lora.low >= MUCH_SLOWER and some.high < 1 and head.high < (some.low or 0.0):
         return judging.verdict("holds here", said, ratios, lora.measured)
-    if lora.low >= SLOWER:
-        return judging.verdict("holds in direction", said, ratios, lora.measured)
-    if judging.disagreeing(lora, SLOWER, rounds):
-        return judging.disagreement(said, ratios, lora.measured)
-    return judging.verdict("does not hold here", said, ratios, lora.measured)
+    word = direction(ratios_between(evidence.of(every), plain, _METRIC), SLOWER)
+    if word is None:
+        return judging.disagreement(said, ratios, lora.measured, SETTLING_ROUNDS)
+    return judging.verdict(word, said, ratios, lora.measured)
 
 
 def _depth(runs: Sequence[Observation]) -> str:

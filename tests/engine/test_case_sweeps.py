@@ -36,9 +36,8 @@ def measured(case_id: str) -> list[Observation]:
 def test_a_measured_sweep_is_enough_for_a_verdict_with_every_ratio(case_id: str) -> None:
     runs = measured(case_id)
     found = verdict(case(case_id), runs, {"cpu"}, "test")
-    assert found.have == found.need
-    # Times of a model this small may disagree from run to run, but never for want of a run or a metric.
-    assert found.word != "not enough data yet" or "disagree" in found.sentence
+    # Times of a model this small may disagree from repeat to repeat, but never for want of a run or a metric.
+    assert "disagree" in found.sentence if found.word == "not enough data yet" else found.have == found.need
     assert found.key_value is not None
     assert all(ratio.measured is not None and ratio.measured > 0 for ratio in found.ratios)
     assert {run.spec_hash for run in runs} == {spec_hash(spec) for spec in case(case_id).sweep("test").specs}

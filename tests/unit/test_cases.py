@@ -306,11 +306,15 @@ def test_the_slowest_round_decides_the_first_case_not_the_median() -> None:
     assert (by_label(found, "Stock").low, by_label(found, "Stock").high) == (pytest.approx(19), pytest.approx(30))
 
 
-@pytest.mark.parametrize(("rounds", "word"), [(4, "not enough data yet"), (6, "does not hold here")])
-def test_rounds_of_the_first_case_that_disagree_on_the_direction_take_five(rounds: int, word: str) -> None:
-    slow, fast = init_runs(5.0, rounds=rounds // 2), init_runs(1.2, rounds=rounds // 2)
-    later = [dataclasses.replace(run, run_id=run.run_id + 100) for run in fast]
-    assert judged("init", slow + later).word == word
+@pytest.mark.parametrize(
+    ("slow", "fast", "word"),
+    [(2, 2, "not enough data yet"), (3, 3, "does not hold here"), (4, 1, "holds in direction")],
+)
+def test_where_rounds_of_the_first_case_disagree_the_lower_quartile_of_five_decides(
+    slow: int, fast: int, word: str
+) -> None:
+    later = [dataclasses.replace(run, run_id=run.run_id + 100) for run in init_runs(1.2, rounds=fast)]
+    assert judged("init", init_runs(5.0, rounds=slow) + later).word == word
 
 
 def test_shares_of_the_modules_stand_beside_what_a_straight_line_gives() -> None:
@@ -404,12 +408,20 @@ def test_published_ratios_are_those_of_the_published_table() -> None:
         ([1.9] * 11, "holds here"),
         ([1.1] * 11, "holds in direction"),
         ([1.0, 1.01] * 5 + [1.0], "does not hold here"),
-        ([0.9] * 4 + [1.2] * 7, "does not hold here"),
+        ([0.9] * 4 + [1.2] * 7, "not enough data yet"),
         ([0.9] * 2 + [1.2] * 9, "holds in direction"),
     ],
 )
 def test_the_lower_quartile_of_the_repeats_decides_the_fourth_case(overheads: list[float], word: str) -> None:
     assert judged("inference", inference_runs(overheads)).word == word
+
+
+def test_repeats_of_the_fourth_case_that_disagree_take_three_runs() -> None:
+    run, *_ = inference_runs([0.9] * 4 + [1.2] * 7)
+    runs = [dataclasses.replace(run, run_id=number) for number in (1, 2, 3)]
+    found = judged("inference", runs[:2])
+    assert (found.word, found.have, found.need) == ("not enough data yet", 2, 3)
+    assert judged("inference", runs).word == "does not hold here"
 
 
 def test_the_fourth_case_shows_fused_and_merged_beside_stock() -> None:
@@ -429,7 +441,8 @@ def test_the_fourth_case_shows_fused_and_merged_beside_stock() -> None:
         ([1.1, 1.05, 1.2], 0.8, 0.4, "holds in direction"),
         ([0.9, 0.95, 1.0], 0.8, 0.4, "does not hold here"),
         ([0.95, 1.1, 1.1], 0.8, 0.4, "not enough data yet"),
-        ([0.95, 1.1, 1.1, 1.1, 1.1], 0.8, 0.4, "does not hold here"),
+        ([0.95, 1.1, 1.1, 1.1, 1.1], 0.8, 0.4, "holds in direction"),
+        ([0.95, 0.95, 1.1, 1.1, 1.1], 0.8, 0.4, "does not hold here"),
     ],
 )
 def test_step_times_of_each_round_decide_the_fifth_case(
@@ -450,8 +463,8 @@ def test_a_run_whose_partner_of_the_round_is_missing_is_compared_with_the_neares
     lora = by_label(found, "r = 2, every")
     # The first run meets the full fine-tuning of the second round, whose pace is 1.1 times slower.
     assert (lora.low, lora.high) == (pytest.approx(1.0), pytest.approx(1.1))
-    assert (found.word, found.have) == ("not enough data yet", found.need)
-    assert "The rounds disagree" in found.sentence
+    assert (found.word, found.have, found.need) == ("not enough data yet", 15, 20)
+    assert "5 runs of each setting decide" in found.sentence
 
 
 def test_the_depth_that_gradients_reach_stands_beside_the_ratio() -> None:
