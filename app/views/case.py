@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting, state
-from app.comparison import board, environments, fields
+from app.comparison import board, fields
 from app.kinds import KINDS
 from app.widgets import case_parts, case_runs, labels, own_models, presenting, samples, sweep_card
 from app.widgets.case_runs import CaseRuns, Origin
@@ -83,9 +83,14 @@ def measuring(found: dict[Size, CaseRuns]) -> None:
                     case_parts.measure_button(
                         one, devices, button_text(one), key=f"measure_{size}", is_primary=size != "published"
                     )
-                reason = case_runs.refusal(one.sweep, devices)
-                facts = f"{labels.model_label(one.sweep.model)} · {reason or case_runs.minutes_text(one)}"
-                st.markdown(f":gray[{formatting.plain(facts)}]", width="content")
+                model = labels.model_label(one.sweep.model)
+                if one.verdict.word == "not testable on this machine: no GPU":
+                    st.markdown(f":gray[{formatting.plain(model)}]", width="content")
+                    case_parts.verdict_badge(one.verdict, "local")
+                    continue
+                facts = case_runs.refusal(one.sweep, devices) or case_runs.minutes_text(one)
+                text = f"{model} · {'being measured' if one.is_active else facts}"
+                st.markdown(f":gray[{formatting.plain(text)}]", width="content")
 
 
 def button_text(found: CaseRuns) -> str:
@@ -111,7 +116,7 @@ def answer(found: CaseRuns, origin: Origin) -> None:
         [
             Card(
                 case_parts.sentence_case(found.case.key_label),
-                formatting.measured(verdict.key_value, verdict.key_unit),
+                formatting.ratio(verdict.key_value),
                 case_parts.published_text(verdict),
             ),
             Card("Runs that count", f"{verdict.have} of {verdict.need}", "needed by the rule"),
@@ -130,10 +135,11 @@ def evidence(found: CaseRuns) -> None:
     with state.database().reading() as session:
         recorded = runs.environments(session, [row.id for row in measured])
     shown = board.build(measured, recorded, found.values)
-    if differs := environments.sentence(environments.differences(shown.identities.values())):
-        st.warning(formatting.plain(differs), icon=":material/compare:")
-    elif recorded:
-        st.caption(formatting.plain(measured_on(shown.flats[next(iter(recorded))])))
+    if recorded:
+        st.caption(formatting.plain(measured_on(shown.flats[max(recorded)])))
+    if found.outdated and not presenting.is_on():
+        left_out = formatting.plural(len(found.outdated), "run")
+        st.caption(f"{left_out} left out: measured under other hardware, versions or settings than the newest.")
     kind = KINDS[found.sweep.specs[0].kind]
     of_claim = shown.frame[shown.frame["unit"].isin(UNITS[found.case.id]) | (shown.frame["name"] == "")]
     charts = kind.compare_charts(of_claim, board.wide_fields(shown), baseline=None, facet=None)
@@ -149,11 +155,12 @@ def evidence(found: CaseRuns) -> None:
         medians = median_table(shown)
         st.dataframe(medians, hide_index=True, alt="Medians of what was measured, a line per setting")
         table_downloads(shown.frame, f"case_{found.case.id}_values")
+    compared = [*found.outdated, *measured]
     st.page_link(
         "views/compare.py",
-        label=f"Compare these {formatting.plural(len(measured), 'run')}",
+        label=f"Compare these {formatting.plural(len(compared), 'run')}",
         icon=":material/compare_arrows:",
-        query_params={"ids": ",".join(str(row.id) for row in measured)},
+        query_params={"ids": ",".join(str(row.id) for row in compared)},
     )
 
 
@@ -180,8 +187,8 @@ def ratio_table(frame: pd.DataFrame) -> None:
         columns={
             "label": "Ratio",
             "measured": "Measured",
-            "low": "Lowest",
-            "high": "Highest",
+            "low": "From",
+            "high": "To",
             "published": "Published",
             "note": "Note",
         }

@@ -14,7 +14,7 @@ from db import runs
 from engine import cases
 
 SMALL_ROWS = 4
-LEGEND = ":blue[●] measured, ◇ published, dashed line: the same"
+LEGEND = ":blue[●] measured, ◇ published, dashed line: no difference"
 
 
 @st.fragment(run_every=state.LIVE_EVERY_S)
@@ -129,7 +129,7 @@ def grid(found: Sequence[CaseRuns], origin: Origin, *, with_buttons: bool) -> No
 def header() -> None:
     """The title, and the way to the projector."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title("Adapters on this machine", anchor=False, width="content")
+        st.title("What adapters cost", anchor=False, width="content")
         presenting.button()
 
 
@@ -142,7 +142,10 @@ with state.database().reading() as session:
     is_new = not runs.measured_hashes(session)
 origin = case_parts.chosen_origin(has_local=not is_new)
 if origin == "sample":
-    samples.remove_offer()
+    if presenting.is_on():
+        samples.badge()
+    else:
+        samples.remove_offer()
     st.caption(LEGEND)
     with state.database().reading() as session:
         found = case_runs.load(session, case_runs.HERE, devices, origin)
@@ -155,7 +158,7 @@ st.caption(f"{machine} · {LEGEND}" if any(one.is_measured for one in found) els
 active = frozenset(one.case.id for one in found if one.is_active)
 if sweep is not None and sweep.is_active:
     live_first_sweep(sweep.ended)
-elif is_new and not active:
+elif is_new and not active and not presenting.is_on():
     first_sweep.empty_state(sweep)
     samples.offer()
 if active:

@@ -11,13 +11,15 @@ import streamlit as st
 from app import figures, formatting, state
 from app.comparison.selection import OFFERED_RUNS, ids_text
 from app.kinds import KINDS
-from app.widgets import frames, labels, launching, manage, own_models, progress, samples
+from app.widgets import labels, launching, manage, own_models, progress, samples
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Chart, Metrics, cards, draw
 from db import runs
 from db.documents import FINAL_STATES
 from db.runs import RunDetail, RunRow
 from engine import catalog
+from engine.cases import DISTURBED_SHARE
+from engine.catalog import requirements
 from engine.spec import Measured, SpecError, parse_spec
 
 FINAL_ADVICE = {
@@ -81,7 +83,7 @@ def header(run: RunDetail) -> None:
     if run.sweep_name:
         facts.append(f"sweep {run.sweep_name}")
     if run.origin == "import":
-        facts.append("imported from another machine")
+        facts.append("imported")
     if run.archived_at is not None:
         facts.append("archived")
     st.caption(formatting.plain(" · ".join(facts)))
@@ -129,9 +131,12 @@ def replicas_link(run: RunDetail) -> None:
 
 
 def again(run: RunRow) -> None:
-    """Queue the same spec once more."""
+    """Queue the same spec once more, unless this machine cannot run it: it would wait for ever."""
     try:
-        ids = launching.launch([parse_spec(run.spec)])
+        spec = parse_spec(run.spec)
+        for problem in requirements.problems(spec, state.devices(), None):
+            raise problem
+        ids = launching.launch([spec])
     except SpecError as error:
         st.session_state["run_again_problem"] = str(error)
     else:
@@ -151,7 +156,7 @@ def what_went_wrong(run: RunDetail) -> None:
             "Checks below says which.",
             icon=":material/rule:",
         )
-    if run.background_cpu_share is not None and run.background_cpu_share > frames.DISTURBED_SHARE:
+    if run.background_cpu_share is not None and run.background_cpu_share > DISTURBED_SHARE:
         st.warning(
             f"Disturbed: other processes used {formatting.share(run.background_cpu_share)} of the CPU meanwhile.",
             icon=":material/noise_aware:",

@@ -1,8 +1,10 @@
 """The stored runs of a published claim: which count, what the claim's rule says of them, and starting what is missing.
 
 A run belongs to a case when its spec is one of the case's sweep and it was measured where asked: ``local`` (this
-machine), or ``sample`` (bundled data from another machine, only ever asked for by name). Draws nothing, keeps nothing:
-everything comes from the database, so that a reloaded page finds its sweep again.
+machine), or ``sample`` (bundled data from another machine, only ever asked for by name). Of those only the ones count
+that ran on the same hardware, versions and settings as the newest: a ratio between two versions of PEFT says nothing
+about either. Draws nothing, keeps nothing: everything comes from the database, so that a reloaded page finds its sweep
+again.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Literal
 from sqlalchemy.orm import Session
 
 from app import formatting, state
+from app.comparison import environments
 from app.widgets import launching, progress
 from db import runs
 from db.runs import MetricValue, RunRow
@@ -34,11 +37,15 @@ ANSWERED = ("succeeded", "out_of_memory")
 
 @dataclass(frozen=True, slots=True)
 class CaseRuns:
-    """The runs of one case at one size, oldest first, their metrics, and the verdict on those that ended."""
+    """The runs of one case at one size, oldest first, their metrics, and the verdict on those that ended.
+
+    ``outdated`` are runs of the same specs under other hardware, versions or settings than the newest run.
+    """
 
     case: Case
     size: Size
     rows: Sequence[RunRow]
+    outdated: Sequence[RunRow]
     values: Sequence[MetricValue]
     verdict: Verdict
 
@@ -94,6 +101,9 @@ def load(
     ended = [row.id for row in rows if row.state not in ACTIVE]
     values = runs.metric_values(session, run_ids=ended)
     checks = runs.checks(session, ended)
+    identities = {
+        run_id: environments.identity(recorded) for run_id, recorded in runs.environments(session, ended).items()
+    }
     of_run: dict[int, list[MetricValue]] = defaultdict(list)
     for value in values:
         of_run[value.run_id].append(value)
@@ -102,14 +112,18 @@ def load(
     found = []
     for case, size in pairs:
         own = set(hashes(case.id, size))
-        mine = [row for row in rows if row.spec_hash in own]
+        of_sweep = [row for row in rows if row.spec_hash in own]
+        answered = [row.id for row in of_sweep if row.state in ANSWERED and row.id in identities]
+        other = {run_id for run_id in answered if identities[run_id] != identities[answered[-1]]}
+        mine = [row for row in of_sweep if row.id not in other]
+        outdated = [row for row in of_sweep if row.id in other]
         observed = [
             seen
             for row in mine
             if row.state not in ACTIVE and (seen := _observe(row, of_run[row.id], checks.get(row.id)))
         ]
         verdict = cases.verdict(case, observed, kinds, size)
-        found.append(CaseRuns(case, size, mine, [value for row in mine for value in of_run[row.id]], verdict))
+        found.append(CaseRuns(case, size, mine, outdated, [value for row in mine for value in of_run[row.id]], verdict))
     return found
 
 

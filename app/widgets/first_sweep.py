@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from app import formatting, state
 from app.kinds import init
-from app.widgets import frames, labels, launching, sweep_card
+from app.widgets import frames, labels, launching, presenting, sweep_card
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, cards, draw
 from db import runs
 from db.runs import RunRow
+from engine.cases import DISTURBED_SHARE
 from engine.spec import Spec, parse_spec
 
 SWEEP_NAME = "LoRA against DoRA"
@@ -146,7 +147,7 @@ def show(sweep: FirstSweep, frame: pd.DataFrame) -> None:
     spec = sweep.runs[0].spec
     st.subheader(f"LoRA against DoRA on {labels.model_label(sweep.runs[0].model)}", anchor=False)
     st.caption(formatting.plain(f"{labels.setting_label(spec)} · {state.devices()[0].name}"))
-    disturbed = [row for row in sweep.runs if (row.background_cpu_share or 0) > frames.DISTURBED_SHARE]
+    disturbed = [row for row in sweep.runs if (row.background_cpu_share or 0) > DISTURBED_SHARE]
     if disturbed:
         st.warning(
             f"Other processes used the CPU during {formatting.plural(len(disturbed), 'run')} of {len(sweep.runs)}; "
@@ -156,6 +157,8 @@ def show(sweep: FirstSweep, frame: pd.DataFrame) -> None:
     summary = init.summary(frame)
     _numbers(summary)
     draw(init.comparison(frame, baseline=LORA)[:1])
+    if presenting.is_on():
+        return
     with st.expander("Numbers", icon=":material/table_rows:"):
         shown = init.table(summary)
         right = st.column_config.TextColumn(alignment="right")

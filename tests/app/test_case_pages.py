@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import update
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import case_runs
 from db import queue, runs
+from db.models import Run
 from db.session import Database
 from engine import cases
 from tests.app import stored, stored_cases
@@ -38,7 +40,8 @@ def test_a_case_without_runs_says_what_was_claimed_by_whom_what_is_true_and_what
 def test_the_published_sweep_is_grey_with_the_reason_where_the_machine_lacks_what_it_needs(open_page: Open) -> None:
     app = open_page("case", id="inference")
     assert app.button(key="measure_published").disabled
-    assert "It needs a GPU, and this machine has none" in words(app).replace("\\", "")
+    assert app.button(key="measure_published").help == "It needs a GPU, and this machine has none."
+    assert "Not testable on this machine: no GPU" in words(app)
     app = open_page("case", id="merge")
     assert app.button(key="measure_published").disabled
     assert "It needs 300 GiB of memory, and this machine has 16.0 GiB" in words(app).replace("\\", "")
@@ -70,7 +73,7 @@ def test_runs_become_the_verdict_with_its_rule_the_ratios_and_the_charts(open_pa
     assert app.metric[0].value == "0.667×"
     assert len(app.get("plotly_chart")) >= 2
     ratios = app.dataframe[0].value
-    assert list(ratios.columns) == ["Ratio", "Measured", "Lowest", "Highest", "Published", "Note"]
+    assert list(ratios.columns) == ["Ratio", "Measured", "From", "To", "Published", "Note"]
     assert ratios["Measured"].iloc[0] == "0.667×"
     labels = {button.label for button in app.get("download_button")}
     assert labels == {"CSV", "JSON"}
@@ -102,6 +105,21 @@ def test_a_run_out_of_memory_is_an_answer_that_the_page_shows(open_page: Open, d
     app = open_page("case", id="train_speed")
     assert app.button(key="measure_here").label == "Measure again on this machine"
     assert any("Out of memory" in str(value) for table in app.dataframe for value in table.value.to_numpy().ravel())
+
+
+def test_runs_of_another_version_are_left_out_of_the_verdict_and_offered_for_comparison(
+    open_page: Open, database: Database
+) -> None:
+    older = stored_cases.merge_peaks(database, stored_cases.unlike_the_claim)
+    packages = {"torch": "2.13.0", "peft": "0.20.0", "transformers": "5.23.0"}
+    with database.writing() as session:
+        environment = {**stored.ENVIRONMENT, "packages": packages}
+        session.execute(update(Run).where(Run.id.in_(older)).values(environment=environment))
+    newer = stored_cases.merge_peaks(database, stored_cases.as_claimed)
+    app = open_page("case", id="merge")
+    assert "Holds here" in words(app)
+    assert f"{len(older)} runs left out" in words(app)
+    assert f"Compare these {len(older) + len(newer)} runs" in [link.proto.label for link in app.get("page_link")]
 
 
 def test_a_failed_run_is_said_and_is_missing(open_page: Open, database: Database) -> None:

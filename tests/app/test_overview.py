@@ -207,6 +207,24 @@ def test_a_presented_overview_has_numbers_and_no_controls_but_the_way_back(open_
     assert "embed=true" in address
 
 
+def test_a_presented_overview_has_no_controls_either_where_it_shows_the_first_sweep_or_sample_data_or_nothing(
+    open_page: Open, database: Database
+) -> None:
+    def controls() -> list[str | None]:
+        app = open_page("overview", present="1", **{"from": "sample"})
+        assert not app.get("download_button")
+        assert not app.get("expander")
+        return [button.key for button in app.button]
+
+    assert controls() == ["end_presentation"]
+    first_sweep_measured(database)
+    assert controls() == ["end_presentation"]
+    ids = stored_cases.merge_peaks(database, stored_cases.as_claimed)
+    with database.writing() as session:
+        session.execute(update(Run).where(Run.id.in_(ids)).values(origin=samples.ORIGIN))
+    assert controls() == ["end_presentation"]
+
+
 def test_a_chart_of_the_overview_has_a_text_alternative(open_page: Open, database: Database) -> None:
     stored_cases.merge_peaks(database, stored_cases.as_claimed)
     (figure,) = open_page("overview").get("plotly_chart")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SPEC = {"model": "minimind-26m", "repeats": 100, "adapter": {"options": {"use_dora": True}}}
-PAGES = {"Launch": "Launch", "Queue": "Queue", "Runs": "Runs", "Cases": "Cases", "Overview": "Adapters on this machine"}
+PAGES = {"Launch": "Launch", "Queue": "Queue", "Runs": "Runs", "Cases": "Cases", "Overview": "What adapters cost"}
 COMPLETE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from app.widgets.frames import DISTURBED_SHARE
 from app.widgets.samples import FILE
 from db.documents import FORMAT
 from db.files import documents
 from db.transfer import check_file
+from engine.cases import DISTURBED_SHARE
 from engine.catalog.documents import document_spec
 
 _OWN = ("uid", "name", "note", "tags")
