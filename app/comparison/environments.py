@@ -1,7 +1,7 @@
 """What runs were measured on: whether it differs, in which words to say so, and numbers relative to each one's own.
 
-Hardware, versions and allocator settings make an environment. The project's own commit does not: it is a field like
-any other. Something that one run recorded and another did not counts as a difference.
+Hardware, versions, allocator settings and other recorded variables make an environment. The project's own commit does
+not: it is a field like any other. Something that one run recorded and another did not counts as a difference.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Identity = tuple[tuple[str, Value], ...]
 HARDWARE = "hardware"
 VERSIONS = "versions"
 ALLOCATOR = "allocator settings"
+VARIABLES = "environment variables"
+_ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "THP_", "PYTORCH_")
 _CATEGORIES = {
     "cpu": HARDWARE,
     "cores": HARDWARE,
@@ -66,12 +68,12 @@ def _category(name: str) -> str | None:
     if name.startswith("packages."):
         return VERSIONS
     if name.startswith("variables."):
-        return ALLOCATOR
+        return ALLOCATOR if name.partition(".")[2].startswith(_ALLOCATOR_VARIABLES) else VARIABLES
     return _CATEGORIES.get(name)
 
 
 def differences(identities: Iterable[Identity]) -> list[Difference]:
-    """What differs among these environments: hardware first, then versions, then allocator settings."""
+    """What differs among these environments: hardware first, then versions, allocator settings, other variables."""
     distinct = [dict(pairs) for pairs in dict.fromkeys(identities)]
     names = dict.fromkeys(name for pairs in distinct for name in pairs)
     found = []
@@ -79,12 +81,13 @@ def differences(identities: Iterable[Identity]) -> list[Difference]:
         values = dict.fromkeys(fields.text(name, pairs.get(name)) for pairs in distinct)
         if len(values) > 1:
             shown = tuple("not recorded" if value == formatting.DASH else value for value in values)
-            found.append(Difference(_category(name) or "", name, _spoken(name), shown))
-    places = [HARDWARE, VERSIONS, ALLOCATOR]
+            found.append(Difference(_category(name) or "", name, spoken(name), shown))
+    places = [HARDWARE, VERSIONS, ALLOCATOR, VARIABLES]
     return sorted(found, key=lambda difference: places.index(difference.category))
 
 
-def _spoken(name: str) -> str:
+def spoken(name: str) -> str:
+    """A part of an environment for people: "memory_bytes" -> "memory", "packages.peft" -> "peft"."""
     if name.startswith(("packages.", "variables.")):
         return name.partition(".")[2]
     words = {"cpu": "CPU", "gpus": "GPU", "gpu": "GPU", "os": "OS", "memory_bytes": "memory"}

@@ -2,7 +2,7 @@
 
 Inside an inference run every variant is compared on its own, and inside a train run the plain stock step beside the
 specified one. Variants that the strategy does not touch are the same measurement in runs of every strategy, and the
-base model in runs of every adapter; they are pooled. Looks at no metric.
+base model in runs of every adapter; they are pooled. Sample data is never pooled with other runs. Looks at no metric.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def group_runs(
         identities: :func:`environments.identity` of each.
         sides: the variants of each that are compared (see :func:`side`).
         by: fields whose values make the groups; replicas do where there are none. A run with a failed check proves
-            nothing and is never pooled with others.
+            nothing and is never pooled with others, nor is sample data.
     """
-    members: dict[Hashable, list[tuple[Member, RunRow]]] = {}
+    members: dict[_Key, list[tuple[Member, RunRow]]] = {}
     for row in rows:
         for name in sides[row.id]:
             key = _key(row, name, flats[row.id], identities[row.id], by)
@@ -125,11 +125,16 @@ def group_runs(
     return [Group(name, draft.adapter, draft.members, draft.recipe, draft.environment) for draft, name in ordered]
 
 
-def _key(row: RunRow, name: str | None, flat: Flat, identity: Identity, by: Sequence[str]) -> Hashable:
+# What is compared, and what else keeps runs of it apart.
+_Key = tuple[Hashable, Hashable]
+
+
+def _key(row: RunRow, name: str | None, flat: Flat, identity: Identity, by: Sequence[str]) -> _Key:
+    is_sample = row.origin == labels.SAMPLE
     has_failed = bool(row.failed_checks) and name != _BASE
     if by:
         values = tuple(fields.distinct(flat.get(field)) for field in by)
-        return (values, name if row.kind == "inference" and name != main_side(row) else None, has_failed)
+        return ((values, name if row.kind == "inference" and name != main_side(row) else None, has_failed), is_sample)
     if row.kind == "train" and row.strategy == PLAIN_STOCK and not labels.savings(row.spec):
         # What was specified is plain stock itself.
         name = PLAIN_STOCK
@@ -141,7 +146,7 @@ def _key(row: RunRow, name: str | None, flat: Flat, identity: Identity, by: Sequ
             for field, value in sorted(fields.leaves(row.spec))
             if not _is_aside(field, aside)
         )
-    return ((recipe, name, has_failed), identity)
+    return ((recipe, name, has_failed), (identity, is_sample))
 
 
 def _aside(kind: str, name: str | None) -> frozenset[str]:
@@ -162,7 +167,7 @@ class _Draft:
 
     def __init__(
         self,
-        key: Hashable,
+        key: _Key,
         found: list[tuple[Member, RunRow]],
         flats: Mapping[int, Flat],
         identities: Mapping[int, Identity],
@@ -176,7 +181,8 @@ class _Draft:
         self.side = self.members[0].variant if len(sides) == 1 else PLAIN_STOCK
         here = {identities[row.id] for row in self.rows}
         self.environment = here.pop() if len(here) == 1 else None
-        self.recipe = key if by else key[0]  # type: ignore[index]
+        self.recipe = key[0]
+        self.is_sample = self.first.origin == labels.SAMPLE
         acting = {"" if self.side in _ADAPTER_ASIDE else row.adapter or "" for row in self.rows}
         self.adapter = acting.pop() if len(acting) == 1 else ""
         self.way = self._way()
@@ -223,7 +229,7 @@ def _names(drafts: Sequence[_Draft], flats: Mapping[int, Flat], by: Sequence[str
         if len({_variant_of(draft) for draft in drafts}) > 1:
             for draft, part in zip(drafts, parts, strict=True):
                 part.append(_variant_of(draft))
-        return _distinct(drafts, parts, flats)
+        return _distinct(drafts, _marked(drafts, parts), flats)
     known = list(dict.fromkeys(field for draft in drafts for row in draft.rows for field in flats[row.id]))
     named = [
         field
@@ -234,9 +240,15 @@ def _names(drafts: Sequence[_Draft], flats: Mapping[int, Flat], by: Sequence[str
     ]
     details = [_shorts(draft, named, flats) for draft in drafts]
     is_one_way = len({draft.way for draft in drafts}) == 1 and all(details)
-    return _distinct(
-        drafts, [part if is_one_way else [draft.way, *part] for draft, part in zip(drafts, details, strict=True)], flats
-    )
+    parts = [part if is_one_way else [draft.way, *part] for draft, part in zip(drafts, details, strict=True)]
+    return _distinct(drafts, _marked(drafts, parts), flats)
+
+
+def _marked(drafts: Sequence[_Draft], parts: Sequence[list[str]]) -> list[list[str]]:
+    """The parts of the names, those of sample data marked where other runs are beside it."""
+    if all(draft.is_sample for draft in drafts):
+        return list(parts)
+    return [[*part, "sample data"] if draft.is_sample else part for draft, part in zip(drafts, parts, strict=True)]
 
 
 def _variant_of(draft: _Draft) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from app import formatting
@@ -36,7 +37,7 @@ RULE = (
     "- **Inside one run** variants are measured in turns, so the repeats decide. From "
     f"{_PAIRS_FOR_SIGNED_RANK} repeats on they are compared pair by pair (exact Wilcoxon signed-rank test), which a "
     "drifting machine does not disturb. With 4 or 5, too few for that test, the exact Mann-Whitney test compares them "
-    "as two samples, which a drift can only make stricter.\n"
+    "as two samples, which a drift can only make stricter. The change within the pairs must be large enough, too.\n"
     "- **Between runs** replicas decide: each run counts once, with its median, in an exact Mann-Whitney test. Below 4 "
     "runs on each side (or 3 against 5, 2 against 8) that cannot be significant, and the verdict is "
     f"“{NOT_ENOUGH}”.\n"
@@ -93,53 +94,73 @@ def decide(metric: str, unit: str, readings: Sequence[Reading], baseline: Sequen
         return None
     difference = ours.median - theirs.median
     change = difference / abs(theirs.median) if theirs.median else (None if difference else 0.0)
-    p, evidence, is_open, is_higher = _test(metric, unit, readings, baseline, difference)
-    if is_open:
-        return Verdict(NOT_ENOUGH, "open", difference, change, p, evidence)
-    is_large = change is None or abs(change) >= least_effect(unit)
-    agrees = difference != 0 and (is_higher is None or is_higher == (difference > 0))
-    if not is_large or not agrees or (p is not None and p >= SIGNIFICANCE):
-        return Verdict(NO_DIFFERENCE, "neutral", difference, change, p, evidence)
+    tested = _test(metric, unit, readings, baseline)
+    if tested.is_open:
+        return Verdict(NOT_ENOUGH, "open", difference, change, None, tested.evidence)
+    is_large = all(abs(found) >= least_effect(unit) for found in (change, tested.change) if found is not None)
+    agrees = difference != 0 and (tested.is_higher is None or tested.is_higher == (difference > 0))
+    if not is_large or not agrees or (tested.p is not None and tested.p >= SIGNIFICANCE):
+        return Verdict(NO_DIFFERENCE, "neutral", difference, change, tested.p, tested.evidence)
     word, tone = _word(metric, unit, difference)
-    return Verdict(word, tone, difference, change, p, evidence)
+    return Verdict(word, tone, difference, change, tested.p, tested.evidence)
 
 
-def _test(
-    metric: str, unit: str, readings: Sequence[Reading], baseline: Sequence[Reading], difference: float
-) -> tuple[float | None, str, bool, bool | None]:
-    """p, the evidence in words, whether there is too little of it, and whether the test saw the group higher."""
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """What was tested.
+
+    Attributes:
+        evidence: what the test stands on, in words.
+        p: None without a test.
+        is_open: whether there is too little to test.
+        is_higher: whether most pairs have the group higher; None without pairs, or where neither is.
+        change: of the pairs, as a share of the baseline's value; None without pairs. Where one side has runs that the
+            other has not, the change of the medians may come from those.
+    """
+
+    evidence: str
+    p: float | None = None
+    is_open: bool = False
+    is_higher: bool | None = None
+    change: float | None = None
+
+
+def _test(metric: str, unit: str, readings: Sequence[Reading], baseline: Sequence[Reading]) -> _Tested:
     own_runs, their_runs = ({reading.run_id for reading in side} for side in (readings, baseline))
     if is_counted(metric, unit) and _is_constant(readings) and _is_constant(baseline):
         runs = len(own_runs | their_runs)
-        words = "counted, 1 run" if runs == 1 else f"counted, the same in all of {runs} runs"
+        words = "counted, 1 run" if runs == 1 else f"counted, {runs} runs, equal within each group"
         if len(own_runs) == len(their_runs) == 1 and runs == 2:
             words = "counted, 1 run each"
-        return None, words, False, None
+        return _Tested(words)
     pairs = statistics.pairs(readings, baseline)
     if statistics.can_decide(len(pairs), len(pairs)):
         return _paired(pairs, len(own_runs & their_runs))
-    if own_runs & their_runs and own_runs == their_runs:
-        words = f"{formatting.plural(len(pairs), 'repeat')}, {statistics.needed(len(pairs), len(pairs))} can decide"
-        return None, words, True, None
+    if own_runs == their_runs:
+        words = f"{formatting.plural(len(pairs), 'repeat')}, needs {statistics.needed(len(pairs), len(pairs))}"
+        return _Tested(words, is_open=True)
     ours, theirs = statistics.run_medians(readings), statistics.run_medians(baseline)
     if not statistics.can_decide(len(ours), len(theirs)):
         has = f"{len(ours)}" if len(ours) == len(theirs) else f"{len(ours)} and {len(theirs)}"
         noun = "run" if max(len(ours), len(theirs)) == 1 else "runs"
         words = f"{has} {noun}{' each' if len(ours) == len(theirs) else ''}"
-        return None, f"{words}, {statistics.needed(len(ours), len(theirs))} of each can decide", True, None
+        words = f"{words}, needs {statistics.needed(len(ours), len(theirs))} each"
+        return _Tested(words, is_open=True)
     p = statistics.mann_whitney_p(ours, theirs)
     n = f"{len(ours)} runs each" if len(ours) == len(theirs) else f"{len(ours)} and {len(theirs)} runs"
-    return p, f"n = {n}, {p_text(p)}", False, difference > 0
+    return _Tested(f"n = {n}, {p_text(p)}", p)
 
 
-def _paired(pairs: list[tuple[float, float]], runs: int) -> tuple[float, str, bool, bool | None]:
+def _paired(pairs: list[tuple[float, float]], runs: int) -> _Tested:
     if len(pairs) >= _PAIRS_FOR_SIGNED_RANK:
         p = statistics.signed_rank_p(pairs)
     else:
         p = statistics.mann_whitney_p([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     higher = sum(ours > theirs for ours, theirs in pairs) - sum(ours < theirs for ours, theirs in pairs)
     among = f" in {runs} runs" if runs > 1 else ""
-    return p, f"n = {len(pairs)} repeats{among}, {p_text(p)}", False, higher > 0 if higher else None
+    changes = [ours / theirs - 1 for ours, theirs in pairs if theirs]
+    change = median(changes) if len(changes) == len(pairs) else None
+    return _Tested(f"n = {len(pairs)} repeats{among}, {p_text(p)}", p, False, higher > 0 if higher else None, change)
 
 
 def _is_constant(readings: Sequence[Reading]) -> bool:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from app import formatting
-from db.runs import MetricValue, RunRow
+from db.runs import RunRow
 from engine import catalog
 
 FULL = catalog.FULL_FINE_TUNING
 BASE = "Base model"
+#: The origin of the runs that come with the project.
+SAMPLE = "sample"
 _KINDS = {
     "init": "Init",
     "merge": "Merge",
@@ -73,17 +75,22 @@ def strategy_label(kind: str, strategy: str | None) -> str:
         return strategy
 
 
-def variant_label(row: RunRow | MetricValue, spec: Mapping[str, Any] | None = None) -> str:
+def variant_label(row: RunRow, spec: Mapping[str, Any] | None = None) -> str:
     """What is compared in the charts: "DoRA · Zero-B norm", "LoRA · Stock PEFT, checkpointing", "Full fine-tuning".
 
     Args:
-        row: a run, or a metric with its run's columns.
+        row: a run.
         spec: the run's spec, for what saves memory in training; left out where it does not matter.
     """
     name = row.adapter or bare_label(row.kind)
     plain = row.adapter is None or row.adapter == FULL
     way = name if plain and row.strategy == "stock" else f"{name} · {strategy_label(row.kind, row.strategy)}"
     return ", ".join([way, *savings(spec or {})])
+
+
+def origin_label(origin: str) -> str:
+    """Where a run that was not measured here comes from, empty for those that were."""
+    return {"local": "", "import": "Imported", SAMPLE: "Sample data"}.get(origin, origin)
 
 
 def bare_label(kind: str) -> str:

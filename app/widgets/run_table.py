@@ -45,7 +45,6 @@ HIDEABLE = {
     "problem": "What went wrong",
 }
 _ONLY_IF_ANY = ("work", "origin", "tags", "name", "problem")
-_ORIGINS = {"local": "", "import": "Imported", "sample": "Sample data"}
 _COLUMN_ATTRIBUTES = {
     "sweep": "sweep_name",
     "error": "error_text",
@@ -126,7 +125,7 @@ def _line(row: RunRow, medians: Medians, columns: Sequence[str]) -> dict[str, ob
         "device": row.device,
         **{name: medians.get((row.id, MetricField(metrics[name]))) if name in metrics else None for name in columns},
         "when": row.finished_at or row.started_at or row.created_at,
-        "origin": _ORIGINS.get(row.origin, row.origin),
+        "origin": labels.origin_label(row.origin),
         "tags": list(row.tags),
         "name": row.name or (None if kind else labels.run_title(row)),
         "problem": frames.problem_sentence(row),

@@ -11,11 +11,11 @@ from pathlib import Path
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import manage
+from app.widgets import labels, manage
 from db import runs, transfer
 from engine.catalog.documents import document_spec
 
-ORIGIN = "sample"
+ORIGIN = labels.SAMPLE
 FILE = Path(__file__).resolve().parents[1] / "samples" / "runs.json.gz"
 _LARGEST_BYTES = 256 * 2**20
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from app.comparison import board, environments, fields, selection
 from app.comparison.board import Board
 from db import runs
+from db.models import Run
 from db.session import Database, open_database
 from tests.app import stored
 
@@ -83,6 +85,16 @@ def test_runs_with_a_failed_check_are_never_pooled(database: Database) -> None:
     good = init(database, 0.2)
     bad = stored.store(database, stored.init_document(), stored.result([0.2], failed_check=True))
     assert labels_of(built(database, [good, bad])) == ["LoRA · Stock PEFT", "LoRA · Stock PEFT, check failed"]
+
+
+def test_sample_data_is_never_pooled_with_other_runs_and_its_groups_say_so(database: Database) -> None:
+    ids = [init(database, 0.2), init(database, 0.3), init(database, 1.5, dora=True)]
+    with database.writing() as session:
+        session.execute(update(Run).where(Run.id.in_(ids[1:])).values(origin="sample"))
+    found = built(database, ids)
+    assert labels_of(found) == ["LoRA · Stock PEFT", "LoRA · Stock PEFT, sample data", "DoRA · Stock PEFT, sample data"]
+    assert labels_of(built(database, ids, by=["adapter"])) == ["DoRA, sample data", "LoRA", "LoRA, sample data"]
+    assert labels_of(built(database, ids[1:])) == ["LoRA · Stock PEFT", "DoRA · Stock PEFT"], "there is nothing else"
 
 
 def test_names_of_groups_are_what_differs(database: Database) -> None:
@@ -210,13 +222,20 @@ def test_charts_count_each_of_several_runs_once(database: Database) -> None:
 def test_the_warning_names_what_differs_by_category() -> None:
     one = environments.identity(stored.ENVIRONMENT)
     two = environments.identity(
-        other(cpu="Slow CPU", packages={"torch": "2.13.0", "peft": "0.22.0"}, variables={"MALLOC_ARENA_MAX": "1"})
+        other(
+            cpu="Slow CPU",
+            packages={"torch": "2.13.0", "peft": "0.22.0"},
+            variables={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        )
     )
     text = environments.sentence(environments.differences([one, two])) or ""
     assert text.startswith("These runs differ in hardware (CPU Test CPU / Slow CPU), versions (")
     assert "peft 0.21.2 / 0.22.0" in text
     assert "transformers 5.23.0 / not recorded" in text
-    assert text.endswith("allocator settings (MALLOC_ARENA_MAX not recorded / 1).")
+    assert text.endswith(
+        "allocator settings (MALLOC_ARENA_MAX not recorded / 1)"
+        " and environment variables (OMP_NUM_THREADS not recorded / 1)."
+    )
     assert environments.sentence(environments.differences([one, one])) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -101,13 +102,20 @@ def test_signed_rank_by_hand() -> None:
 
 
 def test_signed_rank_is_scipys() -> None:
-    import math
-
     chance = random.Random(4)
-    for number in (6, 10, 30, 100):
+    for number in (6, 10, 30, 60):
         found = [(chance.random() + 1, chance.random() + 1.2) for _ in range(number)]
         expected = stats.wilcoxon([math.log(a / b) for a, b in found], method="exact").pvalue
         assert statistics.signed_rank_p(found) == pytest.approx(expected)
+
+
+def test_many_pairs_take_the_normal_approximation() -> None:
+    chance = random.Random(5)
+    found = [(chance.randint(1, 9), chance.randint(2, 9)) for _ in range(150)]
+    # Twice as much and half of it are a tie.
+    logs = [round(math.log(a / b), 12) for a, b in found]
+    expected = stats.wilcoxon(logs, correction=True, method="asymptotic").pvalue
+    assert statistics.signed_rank_p(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_pairs_without_any_difference_are_not_significant() -> None:

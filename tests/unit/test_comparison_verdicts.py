@@ -35,7 +35,7 @@ def test_five_repeats_in_turns_inside_a_run_decide() -> None:
 def test_three_repeats_do_not_and_it_says_how_many_do() -> None:
     found = decide("step_time_s", "s", in_one_run([1, 2, 3]), in_one_run([11, 12, 13]))
     assert (found.word, found.tone, found.p) == ("not enough data", "open", None)
-    assert found.evidence == "3 repeats, 4 can decide"
+    assert found.evidence == "3 repeats, needs 4"
 
 
 def test_pairs_see_through_a_drifting_machine() -> None:
@@ -45,16 +45,27 @@ def test_pairs_see_through_a_drifting_machine() -> None:
     assert found.evidence == "n = 6 repeats, p = 0.031"
 
 
+def test_a_baseline_that_was_slower_in_another_run_makes_no_difference_beside_it() -> None:
+    here = [12.00, 12.01, 12.02, 12.03, 12.04]
+    ours = in_one_run([value * 1.004 for value in here], run_id=2)
+    theirs = [*in_one_run([10.0] * 5, run_id=1), *in_one_run(here, run_id=2)]
+    found = decide("decode_tokens_per_s", "tokens/s", ours, theirs)
+    assert found.p is not None
+    assert found.p < 0.05
+    assert found.change == pytest.approx(0.096, abs=0.001)
+    assert found.word == "no difference"
+
+
 def test_repeats_of_different_runs_are_no_replicas() -> None:
     ours, theirs = in_one_run([1.0] * 9, run_id=1), in_one_run([2.0] * 9, run_id=2)
     found = decide("step_time_s", "s", ours, theirs)
     assert found.word == "not enough data"
-    assert found.evidence == "1 run each, 4 of each can decide"
+    assert found.evidence == "1 run each, needs 4 each"
 
 
 def test_three_replicas_against_three_can_never_decide() -> None:
     found = decide("init_time_s", "s", replicas([1, 1.1, 1.2], 1), replicas([9, 9.1, 9.2], 11))
-    assert (found.word, found.evidence) == ("not enough data", "3 runs each, 4 of each can decide")
+    assert (found.word, found.evidence) == ("not enough data", "3 runs each, needs 4 each")
 
 
 def test_four_replicas_against_four_can() -> None:
@@ -98,7 +109,7 @@ def test_bytes_need_one_per_cent_and_times_two() -> None:
 def test_counted_bytes_that_are_the_same_in_every_run_need_no_test() -> None:
     found = decide("peak_bytes", "bytes", replicas([88, 88], 1), replicas([100, 100, 100], 11))
     assert (found.word, found.tone, found.p) == ("smaller", "good", None)
-    assert found.evidence == "counted, the same in all of 5 runs"
+    assert found.evidence == "counted, 5 runs, equal within each group"
 
 
 def test_counted_bytes_that_differ_between_replicas_are_tested() -> None:
@@ -165,7 +176,7 @@ def test_sentences_of_factors_say_times() -> None:
 def test_sentences_without_enough_data_say_what_would_be() -> None:
     found = decide("step_time_s", "s", replicas([88], 1), replicas([100], 11))
     assert sentence(found) == (
-        "Not enough data on Fused against Stock: 88 ms against 100 ms, −12 % so far (1 run each, 4 of each can decide)."
+        "Not enough data on Fused against Stock: 88 ms against 100 ms, −12 % so far (1 run each, needs 4 each)."
     )
 
 
