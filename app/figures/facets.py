@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,7 +33,8 @@ def facets(frame: pd.DataFrame, by: str, draw: Callable[[pd.DataFrame], go.Figur
 
     Args:
         frame: what ``draw`` takes, with the column ``by``; lines where that is missing are a panel of their own.
-        by: the column; panels are in order of its values where they are numbers, else of first appearance.
+        by: the column; panels are in order of its values where they are numbers, else of first appearance; lines
+            without a value come last.
         draw: DataFrame -> figure with one x and one y axis. Its end labels become one legend.
         name: what the column is, written before each value; empty where the values speak for themselves.
 
@@ -96,9 +98,10 @@ def facets(frame: pd.DataFrame, by: str, draw: Callable[[pd.DataFrame], go.Figur
 
 
 def _in_order(column: pd.Series) -> list[Hashable]:
-    values = list(column.drop_duplicates())
-    numbers = [value for value in values if isinstance(value, int | float) and not pd.isna(value)]
-    return sorted(values) if len(numbers) == len(values) else values
+    values: list[Any] = list(column.dropna().drop_duplicates())
+    if all(isinstance(value, int | float) for value in values):
+        values.sort()
+    return values + [None] * bool(column.isna().any())
 
 
 def _text(value: Hashable) -> str:

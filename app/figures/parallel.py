@@ -17,6 +17,8 @@ from app.figures import parts, styles
 MAX_DIMENSIONS = 9
 _MAX_NAMES = 12
 _LEGEND = 12
+# The height of a line of values.
+_LINE_PX = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,12 @@ def parallel(
     parts.finish(figure, head, height_px=parts.PANEL_HEIGHT_PX + 160)
     if 1 < len(looks) <= _LEGEND:
         parts.legend(figure, hover=False)
-    figure.update_layout(margin={"t": 110, "l": 24, "r": 24})
+    above_px = 8 + _LINE_PX * max((axis.lines_on_top for axis in axes), default=0)
+    figure.update_layout(margin={"t": 104 + above_px, "l": 24, "r": 24})
     figure.update_xaxes(range=[-0.25, len(axes) - 0.2], showgrid=False, showticklabels=False, zeroline=False)
     figure.update_yaxes(range=[-0.05, 1.05], showgrid=False, showticklabels=False, zeroline=False)
     for place, axis in enumerate(axes):
-        _upright(figure, place, axis)
+        _upright(figure, place, axis, above_px)
     return figure
 
 
@@ -108,6 +111,11 @@ class _Axis:
             self.places = column.map(lambda value: math.nan if pd.isna(value) else steps[str(value)])
             self.written = {steps[word]: parts.wrapped(_text(word, dimension), 14) for word in words[:_MAX_NAMES]}
 
+    @property
+    def lines_on_top(self) -> int:
+        """How many lines the value at the upper end is written on."""
+        return self.written[max(self.written)].count("<br>") + 1
+
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
 
@@ -122,16 +130,17 @@ def _text(value: object, dimension: Dimension) -> str:
     return parts.escape({"True": "yes", "False": "no"}.get(str(value), str(value)))
 
 
-def _upright(figure: go.Figure, place: int, axis: _Axis) -> None:
-    """One axis: its line, its name on top, its values beside it."""
+def _upright(figure: go.Figure, place: int, axis: _Axis, above_px: int) -> None:
+    """One axis: its line, its name above its uppermost value, its values beside it."""
     figure.add_shape(
         type="line", x0=place, x1=place, y0=0, y1=1, layer="below", line={"width": 1.5, "color": formatting.GREY}
     )
     notes = [", log scale"] * axis.is_log + [f", {axis.dimension.better} is better"] * bool(axis.dimension.better)
     figure.add_annotation(
         x=place,
-        y=1.05,
+        y=1,
         yanchor="bottom",
+        yshift=above_px,
         text=f"<b>{parts.wrapped(parts.escape(axis.dimension.title), 16)}</b>"
         + "".join(f"<br>{note[2:]}" for note in notes),
         showarrow=False,

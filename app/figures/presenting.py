@@ -45,6 +45,6 @@ def _scaled(key: str, value: Any, inside: str) -> Any:
     is_size = key == "size" and (inside.endswith("font") or inside == "marker")
     if (is_size or (key == "width" and inside == "line")) and isinstance(value, int | float):
         return value * _TYPE
-    if key == "xshift" and isinstance(value, int | float):
+    if key in ("xshift", "yshift") and isinstance(value, int | float):
         return value * _TYPE
     return _larger(value, key)

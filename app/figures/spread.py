@@ -111,7 +111,7 @@ def _ranges(figure: go.Figure, table: pd.DataFrame, unit: str) -> None:
             y=[label for label in rows.index for _ in range(3)],
             mode="lines",
             line={"width": 7, "color": colour},
-            opacity=0.65,
+            opacity=0.8,
             customdata=[text for text in texts for _ in range(3)],
             hovertemplate="%{customdata}<extra></extra>",
         )

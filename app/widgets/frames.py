@@ -8,9 +8,8 @@ import pandas as pd
 
 from app.widgets import labels
 from db.runs import MetricValue, RunRow
+from engine.cases import DISTURBED_SHARE
 
-# Runs disturbed beyond this share of the CPU are marked.
-DISTURBED_SHARE = 0.1
 _COLUMNS = [
     "run_id",
     "label",
@@ -35,9 +34,9 @@ def metric_frame(
         (
             value.run_id,
             names[value.run_id],
-            value.adapter or "",
-            value.strategy or "",
-            value.failed_checks or 0,
+            runs[value.run_id].adapter or "",
+            runs[value.run_id].strategy or "",
+            runs[value.run_id].failed_checks or 0,
             value.name,
             value.unit,
             value.variant,
@@ -54,12 +53,6 @@ def metric_frame(
 def way_label(row: RunRow) -> str:
     """What is compared: adapter and strategy. Runs with a failed check are rows of their own, as they prove nothing."""
     return labels.variant_label(row, row.spec) + (", check failed" if row.failed_checks else "")
-
-
-def run_label(row: RunRow) -> str:
-    """One run among others of its kind."""
-    name = row.name or f"{labels.variant_label(row, row.spec)} on {labels.model_label(row.model)}"
-    return f"{row.id}: {name}"
 
 
 def in_order(frame: pd.DataFrame, compared: str) -> pd.DataFrame:

@@ -61,7 +61,11 @@ class Metrics:
     def text(self, name: str, variant: str | None = None) -> str:
         """The median as text."""
         rows = self.rows(name, variant)
-        return formatting.metric_text(name, self.median(name, variant), rows["unit"].iloc[0]) if len(rows) else "–"
+        return (
+            formatting.metric_text(name, self.median(name, variant), rows["unit"].iloc[0])
+            if len(rows)
+            else formatting.DASH
+        )
 
     def evidence(self, name: str, variant: str | None = None) -> str:
         """ "5 repeats", "1 run"."""

@@ -54,7 +54,8 @@ def test_one_value_is_the_chart_itself() -> None:
 
 
 def test_runs_without_the_field_have_a_panel_of_their_own() -> None:
-    assert heads(figures.facets(frame([None, "float32"]), "b", lines)) == ["not set", "float32"]
+    assert heads(figures.facets(frame([None, "float32"]), "b", lines)) == ["float32", "not set"]
+    assert heads(figures.facets(frame([16, None, 8]), "b", lines)) == ["8", "16", "not set"]
 
 
 def test_more_than_twelve_panels_are_cut_and_the_title_says_so() -> None:

@@ -69,6 +69,15 @@ def test_each_group_is_in_the_legend_once() -> None:
     assert [trace.name for trace in parallel().data if trace.showlegend] == ["LoRA &lt;b&gt;", "DoRA"]
 
 
+def test_the_name_of_an_axis_stands_above_its_uppermost_value_however_many_lines_that_has() -> None:
+    def shift_px(figure: object) -> float:
+        return next(note.yshift for note in figure.layout.annotations if note.text.startswith("<b>"))  # type: ignore[attr-defined]
+
+    long = RUNS.assign(strategy=["stock", "a strategy of many words", "stock"])
+    assert shift_px(parallel(runs=long)) - shift_px(parallel()) >= 14
+    assert parallel(runs=long).layout.margin.t > parallel().layout.margin.t
+
+
 def test_axes_beyond_nine_are_left_out_and_the_title_says_so() -> None:
     runs = RUNS.assign(**{f"f{number}": [1, 2, 3] for number in range(11)})
     figure = parallel([Dimension(f"f{number}", f"F{number}") for number in range(11)], runs)
