@@ -10,8 +10,8 @@ import streamlit as st
 from app import formatting, state
 from app.comparison import board, environments, fields, selection
 from app.comparison.board import Board
-from app.kinds import KINDS
-from app.widgets import address, compare_charts, compare_export, compare_tables, labels, presenting, samples
+from app.kinds import KINDS, inference
+from app.widgets import address, compare_charts, compare_export, compare_tables, labels, presenting
 from app.widgets.metrics import draw
 from db import runs
 from db.runs import RunRow
@@ -63,14 +63,25 @@ def chosen_sides(rows: list[RunRow], found: list[str]) -> list[str] | None:
     if not found:
         return None
     kind = rows[0].kind
-    if kind == "train":
-        return None if address.switch("Plain stock too", key="stock") or len(rows) == 1 else []
+    is_train = kind == "train"
     main = {KINDS[kind].main_variant(row) for row in rows}
     is_many = len(rows) * len(found) > MOST_GROUPS_OF_VARIANTS
-    default = [side for side in found if side in main or side == "base"] if is_many else found
-    return address.several(
-        "Variants", found, key="variants", default=default, text=compare_tables.side_label, width=320
+    default = found
+    if is_train:
+        # What was specified is always there; plain stock comes beside it.
+        default = found if len(rows) == 1 else []
+    elif is_many:
+        default = [side for side in found if side in main or side == inference.BASE]
+    chosen = address.several(
+        "Variants",
+        found,
+        key="variants",
+        default=default,
+        text=compare_tables.side_label,
+        placeholder="As specified" if is_train else "All",
+        width=200 if is_train else 320,
     )
+    return chosen if chosen or is_train else None
 
 
 def facts(shown: Board) -> str:
@@ -83,8 +94,11 @@ def facts(shown: Board) -> str:
         if name not in differ and first.get(name) is not None
     ]
     count = f"{formatting.plural(len(shown.rows), 'run')} in {formatting.plural(len(shown.groups), 'group')}"
-    sample = ["sample data among them"] if any(row.origin == samples.ORIGIN for row in shown.rows) else []
-    return " · ".join([labels.kind_label(shown.rows[0].kind), *same, count, *sample])
+    origins = {row.origin for row in shown.rows}
+    sample = ["sample data" if origins == {labels.SAMPLE} else "sample data among them"]
+    return " · ".join(
+        [labels.kind_label(shown.rows[0].kind), *same, count, *(sample if labels.SAMPLE in origins else [])]
+    )
 
 
 def controls(shown: Board) -> tuple[str, str]:
@@ -98,27 +112,54 @@ def controls(shown: Board) -> tuple[str, str]:
     return metric, address.one("Baseline", groups, key="baseline", default=default, help=help_text, width=260)
 
 
+def normalised(shown: Board, warning: str, baseline: str) -> Board:
+    """Says in what the environments differ, and sets each against its own baseline where that is asked for."""
+    with st.container(border=True):
+        st.markdown(f":orange[:material/warning:] {formatting.plain(warning)}")
+        if not address.switch(
+            "Normalise: each environment against its own baseline",
+            key="normalise",
+            help="Every value becomes a multiple of the baseline's median in the same environment.",
+        ):
+            return shown
+        if left_out := board.without_baseline(shown, baseline):
+            names = formatting.listing(formatting.plain(name) for name in left_out[:5])
+            more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+            st.caption(f"Left out, as there is no {formatting.plain(baseline)} in the same environment: {names}{more}.")
+        return board.normalise(shown, baseline)
+
+
+# The containers are always there: what comes and goes in one moves no widget below it (see ``address``).
 st.title("Compare", anchor=False)
+notice = st.container()
+kind_place = st.container()
+header = st.container()
+choices = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
+warning_place = st.container()
+answer_place = st.container()
+
 asked = selection.parse_ids(st.query_params.get("ids", ""))
 with state.database().reading() as session:
     rows = runs.get_rows(session, asked.ids)
 if sentence := selection.missing_sentence(asked, {row.id for row in rows}):
-    st.warning(formatting.plain(sentence), icon=":material/link_off:")
+    notice.warning(formatting.plain(sentence), icon=":material/link_off:")
 if not rows:
     empty("Select two or more runs in the table of runs to compare them here.")
 every_row = rows
-rows = of_one_kind(rows)
+with kind_place:
+    rows = of_one_kind(rows)
 if not rows:
     empty("These runs measured nothing that could be compared.")
 with state.database().reading() as session:
     values = runs.metric_values(session, run_ids=[row.id for row in rows])
     recorded = runs.environments(session, [row.id for row in rows])
+if all(value.x is not None for value in values):
+    empty("These runs hold no numbers to compare.")
 
-header = st.container()
-with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-    sides = chosen_sides(rows, board.sides_of(rows, values))
-    flats = {row.id: fields.flat(row, recorded.get(row.id)) for row in rows}
-    varying = fields.differing(flats)
+varying = fields.differing({row.id: fields.flat(row, recorded.get(row.id)) for row in rows})
+with choices:
+    with st.container(width="content"):
+        sides = chosen_sides(rows, board.sides_of(rows, values))
     by = address.several(
         "Group by",
         varying,
@@ -128,8 +169,6 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         width=200,
     )
     shown = board.build(rows, recorded, values, by=by, sides=sides)
-    if not shown.units:
-        empty("These runs hold no numbers to compare.")
     metric, baseline = controls(shown)
     facet = address.one(
         "Small multiples by",
@@ -141,26 +180,14 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
     )
 warning = environments.sentence(environments.differences(board.known_environments(shown)))
 if warning:
-    with st.container(border=True):
-        st.markdown(f":orange[:material/warning:] {formatting.plain(warning)}")
-        if address.switch(
-            "Normalise: each environment against its own baseline",
-            key="normalise",
-            help="Every value becomes a multiple of the baseline's median in the same environment.",
-        ):
-            if left_out := board.without_baseline(shown, baseline):
-                names = formatting.listing(formatting.plain(name) for name in left_out[:5])
-                more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
-                st.caption(
-                    f"Left out, as there is no {formatting.plain(baseline)} in the same environment: {names}{more}."
-                )
-            shown = board.normalise(shown, baseline)
+    with warning_place:
+        shown = normalised(shown, warning, baseline)
 
 found = board.standings(shown, metric, baseline)
-compare_tables.answer(shown, found, metric, baseline)
-
-charts = compare_charts.chosen(shown, metric, baseline, None if facet == NOTHING else facet)
-if charts:
+with answer_place:
+    compare_tables.answer(shown, found, metric, baseline)
+with st.container():
+    charts = compare_charts.chosen(shown, metric, baseline, None if facet == NOTHING else facet)
     draw(charts)
 tables = [
     compare_tables.draw_statistics(shown, found),

@@ -1,7 +1,9 @@
 """Choices that belong to the address of a page: widgets bound to it, and the same choices read while presenting.
 
 A presented page has no widgets, so what they would bind is read from the address by hand. What the address names and
-the page does not have is ignored, and the default holds.
+the page does not have is ignored, and the default holds. A widget that moves down the page, as something appears above
+it in the same container, loses its place in the address: what comes and goes belongs into a container that is always
+there.
 """
 
 from __future__ import annotations
@@ -68,6 +70,22 @@ def several(
         help=help,
         placeholder=placeholder,
         width=width,
+    )
+
+
+def search(label: str, *, key: str, placeholder: str) -> str:
+    """A word to look for, empty where there is none."""
+    if presenting.is_on():
+        return st.query_params.get(key, "")
+    return st.text_input(
+        label,
+        type="search",
+        key=key,
+        bind="query-params",
+        placeholder=placeholder,
+        icon=":material/search:",
+        width=240,
+        label_visibility="collapsed",
     )
 
 

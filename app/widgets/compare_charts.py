@@ -46,7 +46,7 @@ def _one(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: st
     numeric = [name for name in comparing.varying(wide, fields.differing(shown.flats)) if name != facet]
     against = GROUPS
     if numeric:
-        against = address.one("Along", [GROUPS, *numeric], key="along", default=GROUPS, width=200)
+        against = address.one("Against", [GROUPS, *numeric], key="along", default=GROUPS, width=200)
     frame = board.charted(shown)
     named = frame.assign(name=frame["metric"].fillna(""))
     return comparing.metric_chart(
@@ -65,11 +65,15 @@ def _one(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: st
 def _two(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: str | None) -> list[Chart]:
     names = board.metrics(shown)
     other = next((name for name in names if name != metric and _is_other(shown, name, metric)), names[-1])
-    x = address.one("Along", names, key="x", default=metric, text=board.title, width=200)
-    y = address.one("Up", names, key="y", default=other, text=board.title, width=200)
+    x = address.one("Horizontal", names, key="x", default=metric, text=board.title, width=200)
+    y = address.one("Vertical", names, key="y", default=other, text=board.title, width=200)
     frame = board.charted(shown)
     named = frame[frame["metric"].isin([x, y])]
     named = named.assign(name=named["metric"])
+    measured = named[named["value"].notna()]
+    if not set(measured.loc[measured["name"] == x, "group"]) & set(measured.loc[measured["name"] == y, "group"]):
+        st.caption("No group has both.")
+        return []
     draw = functools.partial(figures.scatter, colours=labels.adapter_colours(), x=x, y=y, baseline=baseline)
     alt = (
         f"{board.title(y)} against {board.title(x)}, a point per group; the dotted line joins those that no other beats"

@@ -9,8 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from app import formatting, state
-from app.comparison import board, fields, verdicts
+from app.comparison import board, environments, fields, verdicts
 from app.comparison.board import Board, Standing
+from app.comparison.environments import Identity
 from app.report import Report, Section, report_html
 from app.widgets import compare_tables, labels
 from app.widgets.compare_tables import Table
@@ -71,7 +72,7 @@ def report(
         *(Section(table.heading, table=table.shown) for table in tables if len(table.shown.columns)),
         Section("How verdicts are decided", verdicts.RULE.replace("**", "").replace("\n- ", "\n\n")),
         Section("Runs", table=_runs(shown)),
-        Section("Environments", table=_environments(shown)),
+        Section("Environments", _unrecorded(shown), table=_environments(shown)),
     ]
     title = f"{labels.kind_label(shown.rows[0].kind)}: {board.title(metric)} of {runs}"
     return Report(title, f"Made {made_at} by PEFT Lab", tuple(sections))
@@ -86,7 +87,7 @@ def _runs(shown: Board) -> pd.DataFrame:
                 "Name": labels.run_title(row),
                 "State": formatting.state_text(row.state),
                 "Measured": formatting.moment(row.finished_at or row.created_at, state.zone()),
-                "Origin": row.origin,
+                "Origin": labels.origin_label(row.origin) or "Measured here",
                 "Tags": ", ".join(row.tags),
                 "Note": row.note or "",
             }
@@ -95,15 +96,24 @@ def _runs(shown: Board) -> pd.DataFrame:
     )
 
 
-def _environments(shown: Board) -> pd.DataFrame:
-    """One column per environment, with the runs that were measured on it."""
-    runs: dict[object, list[int]] = {}
+def _unrecorded(shown: Board) -> str:
+    """Which runs are on none of the environments, empty where there is none such."""
+    ids = [str(row.id) for row in shown.rows if not shown.identities[row.id]]
+    return f"No environment is recorded of run{'s' if len(ids) > 1 else ''} {formatting.listing(ids)}." if ids else ""
+
+
+def _environments(shown: Board) -> pd.DataFrame | None:
+    """One column per environment, with the runs that were measured on it; None where none is recorded."""
+    runs: dict[Identity, list[int]] = {}
     for row in shown.rows:
-        runs.setdefault(shown.identities[row.id], []).append(row.id)
-    names = list(dict.fromkeys(name for identity in runs for name, _ in identity))  # type: ignore[attr-defined]
-    table = pd.DataFrame({"": ["runs", *names]})
+        if identity := shown.identities[row.id]:
+            runs.setdefault(identity, []).append(row.id)
+    if not runs:
+        return None
+    names = list(dict.fromkeys(name for identity in runs for name, _ in identity))
+    table = pd.DataFrame({"": ["runs", *map(environments.spoken, names)]})
     for number, (identity, ids) in enumerate(runs.items(), start=1):
-        values = dict(identity)  # type: ignore[call-overload]
+        values = dict(identity)
         texts = [fields.text(name, values.get(name)) for name in names]
         table[f"Environment {number}"] = [", ".join(map(str, ids)), *texts]
     return table

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import formatting
-from app.comparison import board, fields, verdicts
+from app.comparison import board, fields, groups, verdicts
 from app.comparison.board import Board, Standing
 from app.kinds import inference
 from app.widgets import address, presenting
@@ -44,6 +44,8 @@ class Table:
 
 def side_label(variant: str) -> str:
     """What a variant inside a run is called."""
+    if variant == groups.PLAIN_STOCK:
+        return "Plain stock"
     return inference.variant_label(variant, "Adapter")
 
 
@@ -84,10 +86,8 @@ def answer_sentences(shown: Board, found: Sequence[Standing]) -> list[tuple[verd
         sentences.append(("open", board.sentence(shown, undecided[0], summaries.get(undecided[0].baseline))))
     elif undecided:
         evidence = list(dict.fromkeys(standing.verdict.evidence for standing in undecided if standing.verdict))
-        reason = evidence[0] if len(evidence) == 1 else f"{evidence[0]}, for example"
-        sentences.append(
-            ("open", f"Not enough data to decide on {len(undecided)} groups: {reason}. So far they are as shown.")
-        )
+        such = "" if len(evidence) == 1 else "such as "
+        sentences.append(("open", f"Not enough data to decide on {len(undecided)} groups ({such}{evidence[0]})."))
     return sentences
 
 
@@ -116,7 +116,9 @@ def answer(shown: Board, found: Sequence[Standing], metric: str, baseline: str) 
 def _card(shown: Board, standing: Standing) -> Card:
     verdict, summary = standing.verdict, standing.summary
     assert summary is not None
-    note = "baseline" if verdict is None else f"{verdicts.change_text(verdict.change)}, {verdict.word}"
+    note = "baseline" if standing.baseline == standing.group.label else ""
+    if verdict is not None:
+        note = f"{verdicts.change_text(verdict.change)}, {verdict.word}"
     spread = _range(shown, standing)
     of = formatting.plural(summary.n, summary.of.removesuffix("s"))
     help_text = f"Median of {of}, quartiles {spread}." if spread else f"From {of}."
@@ -143,9 +145,11 @@ def draw_statistics(shown: Board, found: Sequence[Standing]) -> Table:
 def draw_metrics(shown: Board, baseline: str) -> Table:
     """All metrics beside each other, the kind's own first."""
     names = board.metrics(shown)
-    is_every = len(names) <= MOST_METRICS or address.switch(f"All {len(names)} metrics", key="every")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader("Metrics", anchor=False, width="content")
+        is_every = len(names) <= MOST_METRICS or address.switch(f"All {len(names)}", key="every")
     table = metrics_table(shown, names if is_every else names[:MOST_METRICS], baseline)
-    _draw(table, "Medians of every metric by group, with the change against the baseline")
+    _draw(table, "Medians of metrics by group, with the change against the baseline", with_heading=False)
     if not presenting.is_on():
         st.caption("In brackets: change against the baseline; = no difference, ? not enough data.")
     return table
@@ -157,18 +161,9 @@ def draw_differences(shown: Board) -> Table:
     is_transposed = len(shown.rows) > MOST_RUNS_ACROSS
     word = ""
     st.subheader("What differs", anchor=False)
-    if not presenting.is_on() and names:
-        with st.container(horizontal=True, vertical_alignment="bottom"):
-            word = st.text_input(
-                "Search",
-                type="search",
-                key="find",
-                bind="query-params",
-                placeholder="Field or value",
-                icon=":material/search:",
-                width=240,
-                label_visibility="collapsed",
-            )
+    if names:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            word = address.search("Search", key="find", placeholder="Field or value")
             is_transposed ^= address.switch("Swap rows and columns", key="swap")
     table = differences_table(shown, names, word, is_transposed=is_transposed)
     if names and len(table.shown):
@@ -234,7 +229,7 @@ def metrics_table(shown: Board, names: Sequence[str], baseline: str) -> Table:
         cells.append(
             {"Metric": board.title(metric), **{standing.group.label: _cell(shown, standing) for standing in found}}
         )
-    return Table("metrics", "All metrics", pd.DataFrame(cells), board.statistics_frame(stored, shown.units))
+    return Table("metrics", "Metrics", pd.DataFrame(cells), board.statistics_frame(stored, shown.units))
 
 
 def _cell(shown: Board, standing: Standing) -> str:

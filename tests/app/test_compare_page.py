@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import update
 from streamlit.testing.v1 import AppTest
 
 from db import runs
+from db.models import Run
 from db.session import Database
 from tests.app import stored
 from tests.app.reading import words
@@ -80,6 +82,17 @@ def test_the_address_sets_metric_baseline_and_grouping(open_page: Open, replicas
     assert app.metric[0].label == "DoRA · Stock PEFT"
     assert app.metric[0].delta == "baseline"
     assert app.metric[1].delta.endswith("faster")
+
+
+def test_where_the_baseline_has_no_value_nothing_else_is_called_the_baseline(
+    open_page: Open, database: Database
+) -> None:
+    measured = stored.store(database, stored.init_document(), stored.result([0.2] * 3))
+    ended = stored.store(database, stored.init_document("mistral-7b"), stored.failure("out_of_memory", "no memory"))
+    app = open_page("compare", ids=ids([measured, ended]), baseline="Mistral 7B v0.1")
+    assert labels(app) == ["TinyLlama 1\\.1B"]
+    assert not app.metric[0].delta
+    assert list(app.dataframe[0].value["Verdict"]) == ["–", "baseline"]
 
 
 def test_nonsense_in_the_address_is_ignored(open_page: Open, replicas: list[int]) -> None:
@@ -172,9 +185,39 @@ def test_what_people_typed_is_shown_as_text(open_page: Open, database: Database)
     )
 
 
+def test_plain_stock_comes_beside_training_runs_when_asked_for(open_page: Open, database: Database) -> None:
+    found = stored.one_of_each_kind(database)["train"]
+    app = open_page("compare", ids=ids(found))
+    before = len(app.dataframe[0].value)
+    app.multiselect(key="variants").set_value(["stock"]).run()
+    assert len(app.dataframe[0].value) == before
+    alone = open_page("compare", ids=str(found[2]))
+    assert list(alone.dataframe[0].value["Group"]) == ["LoRA · Stock PEFT", "LoRA · Stock PEFT, checkpointing"]
+    alone.multiselect(key="variants").set_value([]).run()
+    assert len(alone.dataframe[0].value) == 1
+
+
+def test_no_chosen_variant_means_all_of_them(open_page: Open, database: Database) -> None:
+    app = open_page("compare", ids=str(stored.one_of_each_kind(database)["inference"][0]))
+    before = len(app.dataframe[0].value)
+    app.multiselect(key="variants").set_value([]).run()
+    assert len(app.dataframe[0].value) == before == 4
+
+
+def test_sample_data_says_so(open_page: Open, database: Database, replicas: list[int]) -> None:
+    with database.writing() as session:
+        session.execute(update(Run).where(Run.id.in_(replicas[4:])).values(origin="sample"))
+    app = open_page("compare", ids=ids(replicas))
+    assert "sample data among them" in words(app).replace("\\", "")
+    assert labels(app)[1].endswith("sample data")
+    assert "in 1 group · sample data" in words(open_page("compare", ids=ids(replicas[4:]))).replace("\\", "")
+
+
 def test_a_presented_comparison_has_no_controls_but_shows_the_same(open_page: Open, replicas: list[int]) -> None:
-    app = open_page("compare", ids=ids(replicas), present="1", baseline="DoRA · Stock PEFT")
+    app = open_page("compare", ids=ids(replicas), present="1", baseline="DoRA · Stock PEFT", find="use_")
     assert not app.selectbox
     assert not app.multiselect
+    assert not app.text_input
+    assert list(app.dataframe[2].value["Field"]) == ["adapter.options.use_dora"]
     assert app.metric[0].label == "DoRA · Stock PEFT"
     assert len(app.get("plotly_chart")) == 1
