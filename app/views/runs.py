@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -104,9 +105,17 @@ def facets(known: FilterValues) -> runs.Filters:
     )
 
 
+def recall(options: Collection[str]) -> None:
+    """Columns as they were when the page was left, unless the address names others: Streamlit forgets both choices."""
+    for key, names in st.session_state.get("columns_left", {}).items():
+        if key not in st.session_state and key not in st.query_params:
+            st.session_state[key] = [name for name in names if name in options]
+
+
 def layout(fields: Known) -> tuple[Order, list[KnownField], list[str]]:
     """The order, the added and the hidden columns."""
     names = [*fields.metrics, *columns(), *spec_fields(), *fields.environment]
+    recall({*names, *run_table.HIDEABLE})
     chosen = st.selectbox(
         "Sort by",
         [NEWEST, *names],
@@ -138,6 +147,7 @@ def layout(fields: Known) -> tuple[Order, list[KnownField], list[str]]:
             placeholder="Nothing",
             width=420,
         )
+    st.session_state["columns_left"] = {"add": added, "hide": hidden}
     by = None if chosen == NEWEST else fields.find(chosen)
     entries = [entry for name in added if (entry := fields.find(name))]
     # What the list is ordered by can be read off it.
@@ -235,21 +245,20 @@ def problems(selected: list[RunRow]) -> None:
 
 
 def results(
-    bar: DeltaGenerator,
+    count: DeltaGenerator,
     filters: runs.Filters,
     sorting: Order,
     added: list[KnownField],
     hidden: list[str],
     fields: Known,
 ) -> None:
-    """The runs that pass, and what can be done with them; their number and pages go into ``bar``."""
+    """The runs that pass, and what can be done with them; their number goes into ``count``."""
     with state.database().reading() as session:
         found = runs.list_ids(session, order=sorting, **filters)
     if not found:
         nothing(is_filtered=any(value for name, value in filters.items() if name != "include_archived"))
         return
-    with bar:
-        st.caption(formatting.plural(len(found), "run"), width="content")
+    count.caption(formatting.plural(len(found), "run"), width="content")
     place = st.container()
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         below = st.container(horizontal=True, vertical_alignment="center", gap="small", width="stretch")
@@ -273,7 +282,9 @@ def results(
 def page() -> None:
     """The whole page."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title("Runs", anchor=False, width="content")
+        with st.container(horizontal=True, vertical_alignment="bottom", width="content"):
+            st.title("Runs", anchor=False, width="content")
+            count = st.container(width="content")
         importing.import_button()
     with state.database().reading() as session:
         values = runs.filter_values(session)
@@ -284,12 +295,11 @@ def page() -> None:
     filters = facets(values)
     where: Condition | None
     where, is_usable = filter_box.box(fields, on_change=first_page)
-    bar = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    with bar:
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         sorting, added, hidden = layout(fields)
         archived = st.toggle("Archived too", key="archived", bind="query-params", on_change=first_page)
     if is_usable:
-        results(bar, {**filters, "where": where, "include_archived": archived}, sorting, added, hidden, fields)
+        results(count, {**filters, "where": where, "include_archived": archived}, sorting, added, hidden, fields)
 
 
 page()

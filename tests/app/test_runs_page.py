@@ -165,6 +165,18 @@ def test_columns_are_added_and_hidden_by_the_address(open_page: Open, filled: Da
     assert set(table["adapter.rank"]) == {16}
 
 
+def test_the_choice_of_columns_is_remembered_while_other_pages_are_looked_at(open_page: Open, filled: Database) -> None:
+    app = open_page("runs")
+    app.multiselect(key="add").set_value(["adapter.rank"])
+    app.multiselect(key="hide").set_value(["device"]).run()
+    app.switch_page("views/queue.py").run()
+    app.query_params.clear()
+    app.switch_page("views/runs.py").run()
+    table = app.dataframe[0].value
+    assert "adapter.rank" in table
+    assert "device" not in table
+
+
 def test_a_long_list_has_pages_and_every_run_is_on_one(
     open_page: Open, filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

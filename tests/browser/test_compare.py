@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,29 @@ def test_the_address_shows_somebody_else_the_same_comparison(
     tab = other.new_page()
     tab.goto(page.url)
     expect(tab.get_by_text(sentence)).to_be_visible(timeout=WAIT_MS)
-    expect(tab.get_by_role("radio", name="Two metrics")).to_be_checked()
+    expect(tab.get_by_role("radio", name="Two metrics")).to_be_checked(timeout=WAIT_MS)
     other.close()
+
+
+def test_what_is_chosen_below_the_answer_stays_in_the_address_when_that_gets_shorter(
+    dashboard: Dashboard, page: Page
+) -> None:
+    several = two_sweeps()
+    database = open_database()
+    single = stored.store(database, stored.init_document(strategy="factored_norm", dora=True), stored.result([0.5] * 3))
+    database.close()
+    page.goto(f"{dashboard.address}/compare?ids={several},{single}")
+    expect(page.get_by_text("DoRA · Stock PEFT is 7.50× slower than LoRA · Stock PEFT")).to_be_visible(timeout=WAIT_MS)
+    page.get_by_role("radio", name="Two metrics").click()
+    expect(page).to_have_url(re.compile("chart=Two"))
+    page.get_by_role("searchbox", name="Search").fill("use_")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("find=use_"))
+    choose(page, "Baseline", "Factored")
+    expect(page.get_by_text("Not enough data to decide on 2 groups")).to_be_visible(timeout=WAIT_MS)
+    expect(page).to_have_url(re.compile("baseline=DoRA"))
+    expect(page).to_have_url(re.compile("chart=Two"))
+    expect(page).to_have_url(re.compile("find=use_"))
 
 
 def test_the_report_opens_without_a_network(dashboard: Dashboard, page: Page, chromium: Any, tmp_path: Path) -> None:
