@@ -127,11 +127,9 @@ def queued_and_running(session: Session) -> list[RunRow]:
     return _rows(session, running) + _rows(session, queued)
 
 
-def recent(session: Session, *, limit: int = 10, kinds: Collection[str] | None = None) -> list[RunRow]:
+def recent(session: Session, *, limit: int) -> list[RunRow]:
     """The runs that ended last, newest first, without archived ones."""
     query = listing().where(Run.state.in_(FINAL_STATES), Run.finished_at.is_not(None), Run.archived_at.is_(None))
-    if kinds is not None:
-        query = query.where(Run.kind.in_(sorted(kinds)))
     return _rows(session, query.order_by(Run.finished_at.desc(), Run.id.desc()).limit(limit))
 
 

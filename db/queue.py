@@ -187,14 +187,12 @@ def cancel_requests(session: Session, run_ids: Collection[int]) -> set[int]:
     return asked
 
 
-def finish(
-    session: Session, run_id: int, document: Mapping[str, Any], *, background_cpu_share: float | None = None
-) -> bool:
+def finish(session: Session, run_id: int, document: Mapping[str, Any]) -> bool:
     """Store the result document of a running run, with its metrics and at most 600 samples per series.
 
     Returns False, and changes nothing, when the run is not running: a final state is never overwritten. A document that
-    cannot be stored (a metric that is not finite, say) ends the run as ``failed`` with the reason, so that no run stays
-    running for ever. ``background_cpu_share`` is read from the metric of that name where it is not given.
+    cannot be stored (a metric that is not finite, say) ends the run as ``failed`` with the reason, so that no run
+    stays running for ever.
     """
     try:
         result = parse_result(document)
@@ -202,8 +200,6 @@ def finish(
         error = {"kind": "result_refused", "text": f"The result cannot be stored: {refusal}"}
         result = parse_result({"state": "failed", "error": error})
     values = {**result_columns(result), "finished_at": time.time()}
-    if background_cpu_share is not None:
-        values["background_cpu_share"] = background_cpu_share
     if _changed(session, _running(run_id).values(values)) != 1:
         return False
     insert_measurements(session, run_id, result)

@@ -106,7 +106,7 @@ class RunDetail(RunRow):
 
 
 class MetricValue(NamedTuple):
-    """One metric with the columns of its run that charts group and filter by."""
+    """One metric of one of several runs."""
 
     run_id: int
     name: str
@@ -115,22 +115,6 @@ class MetricValue(NamedTuple):
     x: float | None
     repeat: int
     value: float
-    kind: str
-    state: str
-    model: str
-    adapter: str | None
-    adapter_type: str | None
-    strategy: str | None
-    dtype: str | None
-    device: str
-    spec_hash: str
-    replica: int
-    sweep_id: int | None
-    run_name: str | None
-    background_cpu_share: float | None
-    failed_checks: int | None
-    finished_at: float | None
-    origin: str
 
 
 class Duration(NamedTuple):
@@ -144,28 +128,6 @@ class Duration(NamedTuple):
     device: str
     seconds: float
     spec: dict[str, Any]
-
-
-_METRIC_COLUMNS = (
-    Metric.run_id,
-    *(getattr(Metric, name) for name in MetricRow._fields),
-    Run.kind,
-    Run.state,
-    Run.model,
-    Run.adapter,
-    Run.adapter_type,
-    Run.strategy,
-    Run.dtype,
-    Run.device,
-    Run.spec_hash,
-    Run.replica,
-    Run.sweep_id,
-    Run.name,
-    Run.background_cpu_share,
-    Run.failed_checks,
-    Run.finished_at,
-    Run.origin,
-)
 
 
 def get_run(session: Session, run_id: int) -> RunDetail | None:
@@ -194,14 +156,12 @@ def get_run(session: Session, run_id: int) -> RunDetail | None:
 
 
 def metric_values(
-    session: Session, run_ids: Collection[int] | None = None, names: Collection[str] | None = None
+    session: Session, run_ids: Collection[int], names: Collection[str] | None = None
 ) -> list[MetricValue]:
-    """Metrics with their runs' columns, by run and in measured order; of all runs that are not archived by default."""
-    query = select(*_METRIC_COLUMNS).join(Run, Run.id == Metric.run_id).order_by(Metric.run_id, Metric.id)
+    """The metrics of these runs, by run and in measured order."""
+    query = select(*(getattr(Metric, name) for name in MetricValue._fields)).order_by(Metric.run_id, Metric.id)
     if names is not None:
         query = query.where(Metric.name.in_(sorted(names)))
-    if run_ids is None:
-        return [MetricValue._make(row) for row in session.execute(query.where(Run.archived_at.is_(None)))]
     values: list[MetricValue] = []
     for chunk in chunks(sorted(set(run_ids))):
         values.extend(MetricValue._make(row) for row in session.execute(query.where(Metric.run_id.in_(chunk))))

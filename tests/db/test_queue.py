@@ -194,11 +194,11 @@ def test_a_run_that_went_missing_ends_as_lost(database: Database, enqueue, claim
     claim()
     with database.writing() as session:
         document = {"state": "lost", "error": {"kind": "lost", "text": "the worker is gone"}}
-        assert queue.finish(session, run_id, document, background_cpu_share=0.5)
+        assert queue.finish(session, run_id, document)
         assert queue.running(session) == []
     with database.reading() as session:
         run = runs.get_run(session, run_id)
-    assert (run.state, run.error_text, run.background_cpu_share) == ("lost", "the worker is gone", 0.5)
+    assert (run.state, run.error_text, run.background_cpu_share) == ("lost", "the worker is gone", None)
 
 
 def test_a_result_that_cannot_be_stored_ends_the_run_as_failed_and_says_why(database: Database, finished) -> None:

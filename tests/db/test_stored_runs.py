@@ -78,17 +78,16 @@ def test_names_and_notes_can_be_taken_away(database: Database, enqueue) -> None:
         assert (run.name, run.note) == (None, None)
 
 
-def test_archived_runs_are_hidden_from_lists_and_charts_until_restored(database: Database, finished) -> None:
+def test_archived_runs_are_hidden_from_lists_until_restored(database: Database, finished) -> None:
     run_id = finished({"state": "succeeded", "metrics": [metric("init_time_s", 1.0)]})
     with database.writing() as session:
         runs.archive(session, [run_id])
-        assert runs.metric_values(session) == []
         assert len(runs.metric_values(session, [run_id])) == 1
-        assert runs.recent(session) == []
+        assert runs.recent(session, limit=9) == []
         assert runs.list_runs(session) == []
         assert len(runs.list_runs(session, include_archived=True)) == 1
         runs.restore(session, [run_id])
-        assert len(runs.list_runs(session)) == len(runs.metric_values(session)) == len(runs.recent(session)) == 1
+        assert len(runs.list_runs(session)) == len(runs.recent(session, limit=9)) == 1
 
 
 def test_deleting_takes_everything_measured_along_but_never_a_running_run(
@@ -137,31 +136,19 @@ def test_a_run_that_does_not_exist_is_none(database: Database) -> None:
         assert runs.get_run(session, 1) is None
 
 
-def test_charts_get_each_metric_with_its_runs_columns(database: Database, finished) -> None:
+def test_charts_get_each_metric_of_the_runs_that_they_ask_for(database: Database, finished) -> None:
     measured = [metric("init_time_s", 0.5), metric("init_time_s", 0.7, repeat=1), metric("other", 1.0)]
     first = finished({"state": "succeeded", "metrics": measured})
     second = finished({"state": "succeeded", "metrics": [metric("init_time_s", 9.0, variant="a", x=4)]}, model="gpt2")
     with database.reading() as session:
-        values = runs.metric_values(session, names=["init_time_s"])
+        values = runs.metric_values(session, [first, second], names=["init_time_s"])
         only = runs.metric_values(session, [second])
     assert [(row.run_id, row.value, row.repeat) for row in values] == [
         (first, 0.5, 0),
         (first, 0.7, 1),
         (second, 9.0, 0),
     ]
-    (row,) = only
-    assert (row.name, row.unit, row.variant, row.x, row.model, row.adapter, row.strategy, row.dtype, row.device) == (
-        "init_time_s",
-        "s",
-        "a",
-        4.0,
-        "gpt2",
-        "DoRA",
-        "stock",
-        "bfloat16",
-        "cpu",
-    )
-    assert (row.kind, row.state, row.origin, row.failed_checks) == ("init", "succeeded", "local", 0)
+    assert only == [(second, "init_time_s", "s", "a", 4.0, 0, 9.0)]
 
 
 def test_the_queue_is_shown_running_first_and_then_in_the_order_of_claims(database: Database, enqueue, claim) -> None:
@@ -176,8 +163,8 @@ def test_recent_runs_are_those_that_ended_last(database: Database, enqueue, fini
     enqueue(device="cuda:9")
     done = [finished(), finished(kind="inspect"), finished()]
     with database.reading() as session:
-        assert [run.id for run in runs.recent(session)] == done[::-1]
-        assert [run.id for run in runs.recent(session, limit=1, kinds=["inspect"])] == [done[1]]
+        assert [run.id for run in runs.recent(session, limit=9)] == done[::-1]
+        assert [run.id for run in runs.recent(session, limit=1)] == done[-1:]
 
 
 def test_what_was_measured_here_is_counted_by_spec(database: Database, enqueue, finished) -> None:
