@@ -272,17 +272,21 @@ def _import(options: argparse.Namespace) -> int:
     from engine.catalog.documents import document_spec
 
     database = open_database()
-    stored = []
+    stored, status = [], DONE
     for name in options.results:
         try:
-            checked = transfer.check_file(_read_bytes(name), document_spec, largest_bytes=_LARGEST_IMPORT_BYTES)
-        except transfer.ImportRefused as error:
-            raise BadInput(f"{name}: {error}") from None
+            data = _read_bytes(name)
+            checked = transfer.check_file(data, document_spec, largest_bytes=_LARGEST_IMPORT_BYTES)
+        except (BadInput, transfer.ImportRefused) as error:
+            # A bad file keeps no good one out, and nothing of it is stored.
+            print(error if isinstance(error, BadInput) else f"{name}: {error}", file=sys.stderr)
+            status = BAD_INPUT
+            continue
         with database.writing() as db:
             found = transfer.store_runs(db, checked)
         stored += [{"file": name, "run_id": run_id, "created": created} for run_id, created in found]
     print(json.dumps(stored))
-    return DONE
+    return status
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -184,3 +184,19 @@ def test_a_packed_list_is_imported_whole_and_a_bad_one_not_at_all(
     assert main(["export", "1"]) == 0
     exported = json.loads(capsys.readouterr().out)
     assert (exported["format"], exported["adapter"]) == (1, "LoRA")
+
+
+def test_a_bad_file_is_named_and_keeps_no_good_one_out(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = parse_spec({"kind": "init", "model": "tiny-test"}).model_dump(mode="json")
+    good, cut = tmp_path / "good.json", tmp_path / "cut.json"
+    good.write_text(json.dumps({"state": "succeeded", "spec": spec}))
+    cut.write_text(good.read_text()[:-9])
+    assert main(["import", str(cut), str(tmp_path / "none.json"), str(good)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"{cut}: is cut off; export or copy it again",
+        f"RESULT.json: {tmp_path / 'none.json'} cannot be read: no such file or directory",
+    ]
+    assert [entry["file"] for entry in json.loads(printed.out)] == [str(good)]
