@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from db import runs, transfer
 from db.documents import parse_run
 from db.session import Database
+from engine.spec import parse_spec
 from tests.app import stored
 from tests.app.reading import words
 
@@ -97,6 +98,30 @@ def test_a_stored_spec_that_is_no_longer_valid_gets_a_sentence(open_page: Open, 
     next(button for button in app.button if button.label == "Run again").click().run()
     assert not app.exception
     assert "of\\_a\\_later\\_version" in app.error[0].value
+
+
+def test_a_run_of_another_machines_gpu_is_not_queued_where_it_would_wait_for_ever(
+    open_page: Open, database: Database
+) -> None:
+    spec = parse_spec(stored.init_document(device="cuda:0")).model_dump(mode="json")
+    with database.writing() as session:
+        ((run_id, _),) = transfer.store_runs(session, [parse_run({**stored.result([1.0]), "spec": spec})])
+    app = open_page("run", id=str(run_id))
+    next(button for button in app.button if button.label == "Run again").click().run()
+    assert "device: " in app.error[0].value.replace("\\", "")
+    with database.reading() as session:
+        assert runs.queued_and_running(session) == []
+
+
+def test_every_gpu_of_an_environment_has_lines_of_its_own(open_page: Open, database: Database) -> None:
+    gpus = [{"id": f"cuda:{place}", "name": "Test GPU", "memory_bytes": 80 * 2**30} for place in range(2)]
+    result = stored.result([1.0])
+    outcome = {**result, "environment": {**result["environment"], "gpus": gpus}}
+    app = open_page("run", id=str(stored.store(database, stored.init_document(), outcome)))
+    (table,) = app.table
+    lines = dict(zip(table.value.index, table.value.iloc[:, 0], strict=True))
+    assert lines["gpus 2 id"].replace("\\", "") == "cuda:1"
+    assert lines["gpus 2 memory"].replace("\\", "") == "80.0 GiB"
 
 
 def test_archiving_and_restoring(open_page: Open, database: Database) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,23 @@ def test_the_top_level_holds_only_what_the_design_names() -> None:
     allowed |= {"README.md", "Makefile", "pyproject.toml", "LICENSE"}
     ignored = {".venv", "data", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
     assert {path.name for path in ROOT.iterdir()} - ignored <= allowed
+
+
+def test_every_library_that_is_imported_is_pinned() -> None:
+    """One that only another library brings along may be gone with that one's next version."""
+    distributions = importlib.metadata.packages_distributions()
+    pinned: set[str] = set()
+    for requirements, packages in (("", ("app", "db", "engine")), ("tests/", ("tests",))):
+        lines = (ROOT / f"{requirements}requirements.txt").read_text().splitlines()
+        pinned |= {line.partition("==")[0] for line in lines if "==" in line}
+        for path in [path for package in packages for path in files(package)]:
+            for name in imports_of(path):
+                found = {_normal(one) for one in distributions.get(name.partition(".")[0], ())}
+                assert not found or found & pinned, f"{path} imports {name}"
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_every_requirement_is_pinned_exactly() -> None:
