@@ -40,11 +40,11 @@ lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
 format: $(ROOT)/.venv/installed-tests ## let ruff fix and format
 	@$(IN_ROOT) "$(BIN)/python" -m ruff check --fix . && "$(BIN)/python" -m ruff format .
 
-chromium: # the browser tests skip themselves, with the reason, where none can be had
+chromium: # the browser tests fail, with the reason, where none can be had
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
-	  echo "No Chromium found and none could be installed: browser tests will be skipped." >&2
+	  echo "No Chromium found and none could be installed: browser tests will fail." >&2
 
 catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog again
 	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_catalog
