@@ -211,7 +211,7 @@ class _Draft:
             adapter = row.adapter or labels.bare_label(row.kind)
             name = f"{adapter} · {labels.strategy_label(row.kind, PLAIN_STOCK)}"
         else:
-            name = labels.variant_label(row, row.spec)
+            name = labels.variant_label(row)
         return f"{name}, check failed" if row.failed_checks and self.side != _BASE else name
 
     def value(self, field: str, flats: Mapping[int, Flat]) -> tuple[bool, Hashable]:

@@ -74,7 +74,7 @@ def header(run: RunDetail) -> None:
     facts = [f"Run {run.id}"]
     if run.kind in KINDS:
         if run.name:
-            way = labels.variant_label(run, run.spec)
+            way = labels.variant_label(run)
             facts.append(f"{labels.kind_label(run.kind)}: {way} on {labels.model_label(run.model)}")
         facts.append(labels.setting_label(run.spec))
     facts.append(formatting.moment(run.finished_at or run.created_at, state.zone()))

@@ -52,7 +52,7 @@ def metric_frame(
 
 def way_label(row: RunRow) -> str:
     """What is compared: adapter and strategy. Runs with a failed check are rows of their own, as they prove nothing."""
-    return labels.variant_label(row, row.spec) + (", check failed" if row.failed_checks else "")
+    return labels.variant_label(row) + (", check failed" if row.failed_checks else "")
 
 
 def in_order(frame: pd.DataFrame, compared: str) -> pd.DataFrame:

@@ -75,17 +75,12 @@ def strategy_label(kind: str, strategy: str | None) -> str:
         return strategy
 
 
-def variant_label(row: RunRow, spec: Mapping[str, Any] | None = None) -> str:
-    """What is compared in the charts: "DoRA · Zero-B norm", "LoRA · Stock PEFT, checkpointing", "Full fine-tuning".
-
-    Args:
-        row: a run.
-        spec: the run's spec, for what saves memory in training; left out where it does not matter.
-    """
+def variant_label(row: RunRow) -> str:
+    """What is compared in the charts: "DoRA · Zero-B norm", "LoRA · Stock PEFT, checkpointing", "Full fine-tuning"."""
     name = row.adapter or bare_label(row.kind)
     plain = row.adapter is None or row.adapter == FULL
     way = name if plain and row.strategy == "stock" else f"{name} · {strategy_label(row.kind, row.strategy)}"
-    return ", ".join([way, *savings(spec or {})])
+    return ", ".join([way, *savings(row.spec)])
 
 
 def origin_label(origin: str) -> str:
@@ -195,4 +190,4 @@ def run_title(row: RunRow) -> str:
     if row.kind == "merge_files":
         adapter = Path(str(row.spec.get("adapter", ""))).name
         return f"Merge files of {adapter} into {model_label(row.model)}"
-    return f"{kind_label(row.kind)}: {variant_label(row, row.spec)} on {model_label(row.model)}"
+    return f"{kind_label(row.kind)}: {variant_label(row)} on {model_label(row.model)}"

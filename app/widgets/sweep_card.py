@@ -44,11 +44,11 @@ def sweep_card(title: str, rows: Sequence[RunRow], *, key: str) -> None:
                     )
         st.progress(min(share, 1.0), text=text + (f", about {formatting.duration(left_s)} left" if left_s else ""))
         shown = rows if len(rows) <= LINES else [row for row in rows if row.state == "running"]
-        ways = [labels.variant_label(row, row.spec) for row in rows]
+        ways = [labels.variant_label(row) for row in rows]
         is_enough = len(set(ways)) == len(ways)
         with st.container(gap="xsmall"):
             for row in shown:
-                way = labels.variant_label(row, row.spec)
+                way = labels.variant_label(row)
                 _line(row, way if is_enough else f"{way}, {labels.setting_label(row.spec)}", now_s)
 
 
