@@ -158,7 +158,4 @@ def percent(share: float) -> str:
 
 def _set_aside(left: Mapping[str, int]) -> str:
     words = [f"{count} {why}" for why, count in left.items() if count]
-    if not words:
-        return ""
-    total = sum(left.values())
-    return f"Not counted: {', '.join(words)} ({total} {'run' if total == 1 else 'runs'})."
+    return f"Runs not counted: {', '.join(words)}." if words else ""

@@ -95,7 +95,7 @@ CASE = Case(
     ),
     key_label="Time per token, unmerged adapter / base",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", 8, 6, 3.5, 8 * GIB),
+        _sweep("here", "tinyllama-1.1b", 8, 6, 4, 8 * GIB),
         _sweep("published", "mistral-7b", 512, 64, None, 40 * GIB, device="cuda:0"),
         # So few weights round too unevenly in half precision for a check of it to say anything.
         _sweep("test", "tiny-test", 8, 5, 0.5, GIB, rank=16, dtype="float32"),

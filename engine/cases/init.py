@@ -83,7 +83,7 @@ CASE = Case(
     ),
     key_label="DoRA / LoRA, seconds to attach",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", ("[0-4]", "([0-9]|10)"), 2.5, 4 * GIB),
+        _sweep("here", "tinyllama-1.1b", ("[0-4]", "([0-9]|10)"), 2, 4 * GIB),
         _sweep("published", "mistral-7b", ("[0-7]", "([0-9]|1[0-5])"), None, 18 * GIB, FASTER),
         _sweep("test", "tiny-test", ("0",), 1, GIB),
     ),

@@ -196,7 +196,7 @@ def test_the_sweep_by_default_is_enough_for_its_rule(known: Case) -> None:
     sweep = known.sweep("here")
     found = judged(known.id, ENOUGH[known.id])
     assert found.have == found.need <= len(sweep.specs) * sweep.replicas
-    assert max(len([run for run in ENOUGH[known.id] if run.spec == spec]) for spec in sweep.specs) == sweep.replicas
+    assert max(len([run for run in ENOUGH[known.id] if run.spec == spec]) for spec in sweep.specs) <= sweep.replicas
 
 
 # --- what every rule has in common ------------------------------------------------------------------------------------
