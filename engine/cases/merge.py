@@ -64,7 +64,7 @@ CASE = Case(
     ),
     key_label="Peak of += / peak of w + delta, float32",
     sweeps=(
-        _sweep("here", "tinyllama-1.1b", 2.5, 10 * GIB),
+        _sweep("here", "tinyllama-1.1b", 2, 10 * GIB),
         _sweep("published", "llama-3.3-70b", None, 300 * GIB),
         _sweep("test", "tiny-test", 0.5, GIB),
     ),

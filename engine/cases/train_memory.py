@@ -93,7 +93,7 @@ CASE = Case(
         ),
         Advice("Use sdpa or flash attention: eager attention keeps scores that grow with the square of the length."),
     ),
-    key_label="Peak of LoRA / peak of full fine-tuning, at the longest context that fits both",
+    key_label="Peak, LoRA / full, at the longest context that fits",
     sweeps=(
         _sweep("here", "tinyllama-1.1b", (128, 512, 1024, 2048), 7.5, 20 * GIB),
         _sweep("published", "tinyllama-1.1b", (512, 1024, 1536, 2048), None, 79 * GIB, device="cuda:0"),
