@@ -62,8 +62,8 @@ CASE = Case(
         Published("LoRA r = 2, every linear layer", 260, "min"),
         Published("LoRA / full fine-tuning", PUBLISHED_RATIO, "ratio"),
     ),
-    truth="A model this small is bound by starting kernels, and each adapted layer starts several more, while the "
-    "work saved on gradients and optimizer is tiny. The last layer wins because the backward pass stops there.",
+    truth="On a GPU a model this small is bound by starting kernels, and each adapted layer starts several more, while "
+    "the work saved on gradients and optimizer is tiny. The last layer wins because the backward pass stops there.",
     rule="It holds in direction if LoRA of rank 2 on every linear layer takes at least 1.02 times full fine-tuning's "
     "step in each of 3 rounds or more, here if it takes 1.5 times with query and key below 1 and the output head "
     "lowest, and otherwise it does not hold here; where rounds disagree, the lower quartile of 5 or more decides.",

@@ -55,7 +55,7 @@ class Judging:
 
     def disagreement(self, said: str, ratios: Sequence[Ratio], key_value: float | None, each: int) -> Verdict:
         """That the runs so far do not say the same, and that ``each`` of every setting decide."""
-        why = f"{said} They disagree on the direction; {each} runs of each setting decide."
+        why = f"{said} The measurements disagree on the direction; {each} runs of each setting decide."
         found = self.verdict("not enough data yet", why, ratios, key_value)
         have, need = self._evidence.count(self._needed, each), each * len(self._needed)
         return dataclasses.replace(found, have=have, need=need)
