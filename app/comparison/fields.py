@@ -20,6 +20,7 @@ Flat = dict[str, Value]
 OUTCOMES = frozenset({"state", "failed_checks", "background_cpu_share", "replica"})
 #: Fields that repeat another one: the label of the adapter says its type.
 _REPEATED = frozenset({"adapter_type", "adapter.type"})
+_ENVIRONMENT = "environment."
 _COLUMNS = (
     "kind",
     "model",
@@ -46,7 +47,7 @@ def flat(row: RunRow, environment: Mapping[str, Any] | None) -> Flat:
     fields: Flat = {name: getattr(row, name) for name in _COLUMNS}
     fields["sweep"] = row.sweep_name
     fields["tag"] = ", ".join(row.tags) or None
-    for prefix, part in (("", row.spec), ("environment.", environment or {})):
+    for prefix, part in (("", row.spec), (_ENVIRONMENT, environment or {})):
         for name, value in leaves(part, prefix):
             fields.setdefault(name, value)
     for gpu in (environment or {}).get("gpus") or []:
@@ -77,15 +78,18 @@ def _list_text(values: Sequence[Any]) -> str | None:
 def differing(flats: Mapping[int, Mapping[str, Value]]) -> list[str]:
     """The fields that do not have one value in all of these runs, in the order in which runs have them.
 
-    A field that only some runs have differs, too. What a run measured and how it went does not count.
+    A field that only some runs have differs, too, but a run that recorded no environment at all differs in nothing of
+    that. What a run measured and how it went does not count.
     """
     names = dict.fromkeys(name for fields in flats.values() for name in fields)
+    every = list(flats.values())
+    recorded = [fields for fields in every if any(name.startswith(_ENVIRONMENT) for name in fields)]
     return [
         name
         for name in names
         if name not in OUTCOMES
         and name not in _REPEATED
-        and len({distinct(fields.get(name)) for fields in flats.values()}) > 1
+        and len({distinct(fields.get(name)) for fields in (recorded if name.startswith(_ENVIRONMENT) else every)}) > 1
     ]
 
 

@@ -245,10 +245,14 @@ def _names(drafts: Sequence[_Draft], flats: Mapping[int, Flat], by: Sequence[str
 
 
 def _marked(drafts: Sequence[_Draft], parts: Sequence[list[str]]) -> list[list[str]]:
-    """The parts of the names, those of sample data marked where other runs are beside it."""
+    """The parts of the names, those of sample data marked where other runs are beside it.
+
+    The mark is the second part, as charts cut long names at their end.
+    """
     if all(draft.is_sample for draft in drafts):
         return list(parts)
-    return [[*part, "sample data"] if draft.is_sample else part for draft, part in zip(drafts, parts, strict=True)]
+    pairs = zip(drafts, parts, strict=True)
+    return [[*part[:1], "sample data", *part[1:]] if draft.is_sample else part for draft, part in pairs]
 
 
 def _variant_of(draft: _Draft) -> str:

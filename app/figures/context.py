@@ -16,6 +16,8 @@ from app.figures.facets import facets
 from app.figures.memory import CATEGORY_COLOURS, UNATTRIBUTED, filling
 
 _LIMIT_COLOUR = "#D55E00"
+# A device this many times larger than the highest stack would press all stacks flat.
+_NEAR = 3
 
 
 def context_memory(
@@ -34,7 +36,11 @@ def context_memory(
         limits: name -> bytes of the devices, drawn as lines where they are near enough to be seen.
         x_title: what ``x`` is.
     """
-    draw = functools.partial(_panel, whole=frame, title=title, limits=limits or {}, x_title=x_title)
+    # Every panel has the same lines, as it has the same axes.
+    keys = ["group", "x", "state"] if "state" in frame else ["group", "x"]
+    highest = frame.groupby(keys, dropna=False)["value"].sum().max()
+    near = {name: limit for name, limit in (limits or {}).items() if not highest > 0 or limit < highest * _NEAR}
+    draw = functools.partial(_panel, whole=frame, title=title, limits=near, x_title=x_title)
     return facets(frame, "group", draw)
 
 
@@ -51,8 +57,7 @@ def _panel(
     totals = measured.groupby("x")["value"].sum()
     high = max([float(totals.max())] if len(totals) else [0.0])
     high = max(high, float(ended["value"].max()) if ended["value"].notna().any() else 0.0)
-    # Where nothing is known but where it ended, the devices' sizes are all there is to see.
-    top = max([high, *(limit for limit in limits.values() if limit < high * 3 or high == 0)])
+    top = max([high, *limits.values()])
     y_axis = parts.value_axis(0.0, top, "bytes", is_log=False, room=1.15)
     unit, unit_bytes = parts.scale("bytes", top)
     for part in _stack_order(whole):
@@ -96,15 +101,14 @@ def _panel(
     )
     figure.update_yaxes(**y_axis)
     for (name, limit), dash in zip(limits.items(), itertools.cycle(("solid", "dash", "dot")), strict=False):
-        if limit <= y_axis["range"][1]:
-            figure.add_scatter(
-                x=ends,
-                y=[limit, limit],
-                name=parts.escape(name),
-                mode="lines",
-                line={"width": 1.5, "color": _LIMIT_COLOUR, "dash": dash},
-                hoverinfo="skip",
-            )
+        figure.add_scatter(
+            x=ends,
+            y=[limit, limit],
+            name=parts.escape(name),
+            mode="lines",
+            line={"width": 1.5, "color": _LIMIT_COLOUR, "dash": dash},
+            hoverinfo="skip",
+        )
     return figure
 
 

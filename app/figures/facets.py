@@ -143,10 +143,11 @@ def _shared(whole: go.Figure, pieces: list[go.Figure], axis: str) -> dict[str, o
     """One axis for all panels: of the whole where that is logarithmic or of names, else of the farthest reaching."""
     of_whole = whole.layout[axis]
     chosen = of_whole
-    if of_whole.type != "log" and of_whole.range is not None:
+    is_farthest = of_whole.type not in ("log", "category") and of_whole.range is not None
+    if is_farthest:
         chosen = max((piece.layout[axis] for piece in pieces), key=lambda found: found.range[1])
     settings = {key: chosen[key] for key in _AXIS if chosen[key] is not None}
-    if of_whole.type != "log" and of_whole.range is not None:
+    if is_farthest:
         settings["range"] = [min(piece.layout[axis].range[0] for piece in pieces), chosen.range[1]]
         settings["type"] = of_whole.type
     return settings

@@ -79,10 +79,10 @@ def parallel(
     parts.finish(figure, head, height_px=parts.PANEL_HEIGHT_PX + 160)
     if 1 < len(looks) <= _LEGEND:
         parts.legend(figure, hover=False)
-    above_px = 8 + _LINE_PX * max((axis.lines_on_top for axis in axes), default=0)
+    above_px = 10 + _LINE_PX * max((axis.lines_on_top for axis in axes), default=0)
     figure.update_layout(margin={"t": 104 + above_px, "l": 24, "r": 24})
-    figure.update_xaxes(range=[-0.25, len(axes) - 0.2], showgrid=False, showticklabels=False, zeroline=False)
-    figure.update_yaxes(range=[-0.05, 1.05], showgrid=False, showticklabels=False, zeroline=False)
+    figure.update_xaxes(range=[-0.4, len(axes) - 0.6], showgrid=False, showticklabels=False, zeroline=False)
+    figure.update_yaxes(range=[-0.1, 1.05], showgrid=False, showticklabels=False, zeroline=False)
     for place, axis in enumerate(axes):
         _upright(figure, place, axis, above_px)
     return figure
@@ -147,14 +147,17 @@ def _upright(figure: go.Figure, place: int, axis: _Axis, above_px: int) -> None:
         font={"size": 12},
     )
     for height, text in axis.written.items():
+        # Beyond the ends of the axis no line crosses a value.
+        is_end = height in (0.0, 1.0)
         figure.add_annotation(
             x=place,
             y=height,
-            xanchor="left",
-            yanchor="bottom",
-            xshift=5,
+            xanchor="center" if is_end else "left",
+            yanchor="top" if height == 0.0 else "bottom",
+            xshift=0 if is_end else 5,
+            yshift={0.0: -4, 1.0: 4}.get(height, 0),
             text=text,
             showarrow=False,
-            align="left",
+            align="center" if is_end else "left",
             font={"size": 11},
         )

@@ -288,6 +288,9 @@ def rows_px(number: int) -> int:
 def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
     """Rows with names on the y axis, the first on top, long names on two lines."""
     figure.update_yaxes(
+        type="category",
+        # Given, as a row may be cut off where panels share an axis of names.
+        range=[-0.5, max(len(labels), 1) - 0.5],
         categoryorder="array",
         categoryarray=list(labels)[::-1],
         tickvals=list(labels),

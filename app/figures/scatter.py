@@ -81,7 +81,8 @@ def scatter(
         low, high = _ends(points, column)
         is_log = low > 0 and parts.needs_log_axis(points[column])
         axis = parts.value_axis(low, high, units[name], is_log=is_log, room=1.15)
-        scale = ", log scale" if is_log else ""
+        scale = ", tokens/s" if units[name] == "tokens/s" else ""
+        scale += ", log scale" if is_log else ""
         update(title=f"{_title(name)}{scale}{parts.direction(_better(name))}", **axis)
     if len(looks) <= _DIRECT_LABELS and max(map(parts.length, looks), default=0) <= _LABEL_CHARACTERS:
         _labels(figure, points)

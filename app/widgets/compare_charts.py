@@ -82,8 +82,9 @@ def _two(shown: Board, wide: pd.DataFrame, metric: str, baseline: str, facet: st
 
 
 def _is_other(shown: Board, name: str, metric: str) -> bool:
-    """Whether a metric tells something else: memory beside a time, with a direction of its own."""
-    return shown.units[name] != shown.units[metric] and formatting.better(name) is not None
+    """Whether a metric tells something else: memory beside a time or a speed, with a direction of its own."""
+    units = {shown.units[name], shown.units[metric]}
+    return len(units) == 2 and units != {"s", "tokens/s"} and formatting.better(name) is not None
 
 
 def _parallel(shown: Board, wide: pd.DataFrame, metric: str) -> list[Chart]:

@@ -124,6 +124,9 @@ def _card(shown: Board, standing: Standing) -> Card:
     help_text = f"Median of {of}, quartiles {spread}." if spread else f"From {of}."
     value = board.value_text(shown, standing.metric, summary.median)
     label = formatting.plain(standing.group.label)
+    if len(standing.group.label) > _LONG_NAME:
+        # A narrow card cuts its label.
+        help_text = f"{label}. {help_text}"
     return Card(label, value, note, help_text, verdict is not None and verdict.tone == "good")
 
 

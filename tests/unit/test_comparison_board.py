@@ -64,6 +64,11 @@ def test_only_fields_that_differ_are_named() -> None:
     assert fields.differing(flats) == ["b", "c"]
 
 
+def test_a_run_without_a_recorded_environment_does_not_differ_in_it() -> None:
+    flats = {1: {"environment.cpu": "A", "a": 1}, 2: {"a": 1}, 3: {"environment.cpu": "A", "environment.gpus": "B"}}
+    assert fields.differing(flats) == ["environment.gpus"]
+
+
 def test_replicas_are_one_group(database: Database) -> None:
     found = built(database, [init(database, 0.2), init(database, 0.21), init(database, 1.5, dora=True)])
     assert labels_of(found) == ["LoRA · Stock PEFT", "DoRA · Stock PEFT"]

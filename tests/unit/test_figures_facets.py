@@ -86,6 +86,7 @@ def test_typed_values_are_shown_letter_by_letter() -> None:
 def test_rows_keep_their_names_order_and_baseline_in_every_panel() -> None:
     figure = figures.facets(frame([1, 2, 3]), "b", functools.partial(spread, baseline="LoRA"))
     assert {tuple(axis.categoryarray) for axis in axes(figure, "y")} == {("DoRA", "LoRA")}
+    assert {tuple(axis.range) for axis in axes(figure, "y")} == {(-0.5, 1.5)}, "no row is cut off"
     assert len(figure.layout.shapes) == 3
     assert {shape.xref for shape in figure.layout.shapes} == {"x", "x2", "x3"}
 

@@ -98,6 +98,12 @@ def test_a_device_is_a_line_where_it_is_near_and_left_out_where_it_would_squash_
     assert figure.layout.yaxis.range[1] > 8 * GIB
 
 
+def test_a_device_is_a_line_in_every_panel_also_in_those_of_small_stacks() -> None:
+    frame = stacks({"Full": {512: {"parameters": 5}}, "LoRA": {512: {"parameters": 1}}})
+    figure = context(frame, limits={"cpu: 8 GiB": 8 * GIB})
+    assert len([trace for trace in figure.data if trace.name == "cpu: 8 GiB"]) == 2
+
+
 def test_what_no_category_explains_is_hatched_on_top() -> None:
     figure = context(stacks({"LoRA": {512: {"unattributed": 1, "parameters": 2}}}))
     assert bars(figure)[-1].name == "unattributed"

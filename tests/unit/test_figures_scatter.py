@@ -48,7 +48,7 @@ def test_the_front_follows_which_way_each_metric_is_better() -> None:
     figure = figures.scatter(frame(points, y="train_tokens_per_s"), COLOURS, x="peak_bytes", y="train_tokens_per_s")
     assert front(figure) == [1e9, 3e9]
     assert "no other is better in both" in figure.layout.title.text
-    assert figure.layout.yaxis.title.text == "Training speed, higher is better"
+    assert figure.layout.yaxis.title.text == "Training speed, tokens/s, higher is better"
 
 
 def test_there_is_no_front_where_neither_way_is_better() -> None:
