@@ -1,0 +1,91 @@
+"""From the memory of a model of a few blocks to that of the same model with many, to the byte.
+
+A model's blocks repeat with a period (Gemma-2's local and global attention: two). A step over one period more makes the
+same changes once more in each part: forward, backward and update each go through the blocks once. Two shallow models
+give the repeated stretch, which is then put in as often as the full model has it. The peak is looked for in the full
+history, because it may fall into another part there. Builds no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+from engine.prediction.stream import Change, Part, Stream
+
+# First and last blocks may differ in what they free and when; what lies between two of each is the same everywhere.
+_LEAST_PERIODS = 2
+
+
+class NotRepeating(ValueError):
+    """The deeper model's history is not the shallower one's with one stretch more in each part."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Depths:
+    """Two depths to run, in blocks, and how many periods the full model has beyond the first of them."""
+
+    shallow: int
+    deeper: int
+    further_periods: int
+
+
+def depths(blocks: Sequence[Hashable]) -> Depths | None:
+    """Which depths stand for a model whose blocks are described by these values; None where all of it has to be run.
+
+    Equal values must mean blocks that do the same. A first few may be unlike the rest (dense layers of a mixture of
+    experts); from then on they repeat with the shortest period there is.
+    """
+    number = len(blocks)
+    found = min(
+        (first + period, period, first)
+        for first in range(number)
+        for period in range(1, number - first + 1)
+        if all(blocks[place] == blocks[place + period] for place in range(first, number - period))
+    ) if number else None
+    if found is None:
+        return None
+    _, period, first = found
+    shallow = first + _LEAST_PERIODS * period + (number - first) % period
+    further = (number - shallow) // period
+    return Depths(shallow, shallow + period, further) if further > 1 else None
+
+
+def deepen(shallow: Stream, deeper: Stream, further_periods: int) -> Stream:
+    """The history of a model with ``further_periods`` more periods than the shallow one.
+
+    Args:
+        shallow: parts of the shallow model's history.
+        deeper: the same parts of a model that is one period deeper.
+        further_periods: how many periods the full model has beyond the shallow one.
+
+    Raises:
+        NotRepeating: if in some part the deeper history is not the shallow one with one stretch put in.
+    """
+    if [part.name for part in shallow] != [part.name for part in deeper]:
+        raise NotRepeating("the two models do not go through the same parts")
+    return tuple(
+        Part(few.name, _repeat(few.name, few.changes, more.changes, further_periods))
+        for few, more in zip(shallow, deeper, strict=True)
+    )
+
+
+def deepen_net(shallow: Part, deeper: Part, further_periods: int) -> Part:
+    """What is alive in a model with ``further_periods`` more periods than the shallow one, order aside.
+
+    Each period more adds the same bytes to each category and origin.
+    """
+    few, more = ({(c.category, c.origin): c.bytes for c in part.changes} for part in (shallow, deeper))
+    changes = tuple(
+        Change(*key, few.get(key, 0) + further_periods * (size - few.get(key, 0))) for key, size in more.items()
+    )
+    return Part(shallow.name, changes)
+
+
+def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int) -> tuple[Change, ...]:
+    length = len(more) - len(few)
+    start = next((place for place, (one, other) in enumerate(zip(few, more, strict=False)) if one != other), len(few))
+    # Where a stretch repeats, it can be cut out at several places to the same effect; this is the last of them.
+    if length < 0 or tuple(few[start:]) != tuple(more[start + length :]):
+        raise NotRepeating(f"the {name} part does not repeat from block to block")
+    return (*few[:start], *(tuple(more[start : start + length]) * times), *few[start:])

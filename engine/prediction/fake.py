@@ -1,0 +1,103 @@
+"""Models without memory: parameters and buffers that have shapes, dtypes and a device, and no bytes.
+
+Attaching happens on PyTorch's ``meta`` device, as ``get_peft_model`` fails under fake tensors; then every tensor is
+replaced by a fake one that says it is on the device to predict for. What the real code decides by a tensor's values is
+answered here as the values of a job would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, PreTrainedModel, masking_utils
+
+from engine.strategies.blocks import block_list
+
+
+def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
+    """Give every parameter and buffer of a model a fake tensor in its place; what was tied stays tied."""
+    replaced: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in replaced:
+            with mode:
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return replaced[id(tensor)]
+
+    kept_alive = []
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    kept_alive.append(tensor)
+                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def decided() -> Iterator[None]:
+    """What transformers finds out by looking at values, answered for the jobs' batches: no packed sequences in them.
+
+    Under fake tensors it would build a mask for what might be there, which takes memory and another attention kernel.
+    """
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
+def with_depth(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
+    """A copy of a config with that many blocks; lists with an entry for each block are cut to their first entries."""
+    shallow: PretrainedConfig = type(config).from_dict(config.to_dict())
+    text = shallow.get_text_config()
+    full = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == full:
+            setattr(text, name, value[:blocks])
+    text.num_hidden_layers = blocks
+    return shallow
+
+
+def block_kinds(model: PreTrainedModel) -> list[tuple[object, ...]]:
+    """What each of a model's blocks is, as values that are equal where the blocks do the same."""
+    return [
+        tuple(
+            (name, type(module).__name__, _plain_settings(module), _shapes(module))
+            for name, module in block.named_modules()
+        )
+        for block in block_list(model)[1]
+    ]
+
+
+def _plain_settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """A module's own numbers, words and switches, but not its number."""
+    return tuple(
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, str | int | float | bool | type(None)) and name not in ("layer_idx", "training")
+    )
+
+
+def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size, torch.dtype], ...]:
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in module.named_parameters(recurse=False))
+
+
+def origins(model: nn.Module) -> Callable[[str], str]:
+    """How a module's or parameter's name is written so that those of all blocks are one: ``model.layers.*.mlp``."""
+    path, _ = block_list(model)
+    prefix = f"{path}."
+
+    def origin(name: str) -> str:
+        if not path or not name.startswith(prefix):
+            return name
+        _, _, rest = name.removeprefix(prefix).partition(".")
+        return f"{prefix}*.{rest}" if rest else f"{prefix}*"
+
+    return origin
