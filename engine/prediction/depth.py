@@ -1,8 +1,8 @@
 """From the memory of a model of a few blocks to that of the same model with many, to the byte.
 
-A model's blocks repeat with a period (Gemma-2's local and global attention: two). A step over one period more makes the
-same changes once more in each part: forward, backward and update each go through the blocks once. Two shallow models
-give the repeated stretch, which is then put in as often as the full model has it. The peak is looked for in the full
+A model's blocks repeat with a period (Gemma-2's local and global attention: two). Every loop over
+the blocks (forward, backward, the optimizer's) makes the same changes once more for a period more. Two shallow models
+show these stretches, which are then put in as often as the full model has them. The peak is looked for in the full
 history, because it may fall into another part there. Builds no model.
 """
 
@@ -83,9 +83,32 @@ def deepen_net(shallow: Part, deeper: Part, further_periods: int) -> Part:
 
 
 def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int) -> tuple[Change, ...]:
-    length = len(more) - len(few)
-    start = next((place for place, (one, other) in enumerate(zip(few, more, strict=False)) if one != other), len(few))
-    # Where a stretch repeats, it can be cut out at several places to the same effect; this is the last of them.
-    if length < 0 or tuple(few[start:]) != tuple(more[start + length :]):
-        raise NotRepeating(f"the {name} part does not repeat from block to block")
-    return (*few[:start], *(tuple(more[start : start + length]) * times), *few[start:])
+    """The shallow history with each stretch that the deeper one has more put in ``times`` times.
+
+    A loop over the blocks shows as one such stretch. Where a stretch repeats it could be cut out at several places to
+    the same effect: here it is the last of them, where the two histories first differ.
+    """
+    found: list[Change] = []
+    at, place = 0, 0
+    while at < len(few) or place < len(more):
+        same = _common(few, more, at, place)
+        found += few[at : at + same]
+        at, place = at + same, place + same
+        if at == len(few) and place == len(more):
+            break
+        lengths = range(1, len(more) - place - (len(few) - at) + 1)
+        # After the stretch the two go on alike, for longer than by chance.
+        length = max(lengths, key=lambda n: (_common(few, more, at, place + n), -n), default=0)
+        if length == 0 or (at < len(few) and few[at] != more[place + length]):
+            raise NotRepeating(f"the {name} part does not repeat from block to block")
+        found += [*more[place : place + length]] * times
+        place += length
+    return tuple(found)
+
+
+def _common(few: Sequence[Change], more: Sequence[Change], at: int, place: int) -> int:
+    """How many changes are the same from these places on."""
+    number = 0
+    while at + number < len(few) and place + number < len(more) and few[at + number] == more[place + number]:
+        number += 1
+    return number

@@ -8,11 +8,13 @@ answered here as the values of a job would.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
 from engine.strategies.blocks import block_list
@@ -37,6 +39,19 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
                 if tensor is not None:
                     kept_alive.append(tensor)
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
+
+
+class Numbers(TorchDispatchMode):
+    """Answers a single number that is read from a fake tensor with one, and a yes-or-no with yes.
+
+    Optimizers read sizes of steps, which decide no memory, and LoKr and LoHa whether a random number exceeds the module
+    dropout, which it does where there is none. How many elements there are, no answer is given to.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from engine.jobs.train_steps import Trainer, attached, sides_of
 from engine.measure.breakdown import OPTIMIZER_STATE
 from engine.models import build_meta
-from engine.prediction.fake import decided, fake_
+from engine.prediction.fake import Numbers, decided, fake_
 from engine.prediction.recorder import Recorder
 from engine.prediction.stream import Part, Stream, net
 from engine.spec import TrainSpec
@@ -32,7 +32,7 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
     mode = FakeTensorMode()
     fake_(model, mode, device)
     side = sides_of(spec)[0]
-    with decided(), mode:
+    with decided(), mode, Numbers():
         trainer = Trainer(spec, model)
         with trainer.active(side):
             recorder = Recorder(model)
