@@ -8,16 +8,50 @@ answered here as the values of a job would.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
 from engine.strategies.blocks import block_list
+from engine.strategies.patching import replaced
+
+
+_ANY = (torch.ops.aten.any.default, torch.ops.aten.any.dim, torch.ops.aten.any.out)
+
+
+@contextlib.contextmanager
+def attaching() -> Iterator[None]:
+    """Attach adapters on the ``meta`` device in the block, with the dtypes that they have elsewhere.
+
+    PEFT gives a new adapter the base layer's dtype while it moves it to the base's device, and leaves those on ``meta``
+    alone.
+    """
+
+    def move(self: BaseTunerLayer, adapter_name: str, device: torch.device | None = None) -> None:
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        for name in (*self.adapter_layer_names, *self.other_param_names):
+            holder = getattr(self, name, None)
+            if not isinstance(holder, nn.ModuleDict | nn.ParameterDict | BufferDict) or adapter_name not in holder:
+                continue
+            item = holder[adapter_name]
+            own = getattr(item, "dtype", None)
+            if dtype is not None and dtype.is_floating_point and (own is None or own.is_floating_point):
+                holder[adapter_name] = item.to(dtype=dtype)
+
+    with (
+        torch.device("meta"),
+        Numbers(),
+        replaced(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", move),
+    ):
+        yield
 
 
 def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
@@ -34,24 +68,37 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
 
     kept_alive = []
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        # Some adapters keep tensors of indices in plain dictionaries.
+        plain = [value for value in vars(module).values() if type(value) is dict]
+        for tensors in (module._parameters, module._buffers, vars(module), *plain):
             for name, tensor in tensors.items():
-                if tensor is not None:
+                if isinstance(tensor, Tensor):
                     kept_alive.append(tensor)
-                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+                    tensors[name] = fake(tensor)
 
 
 class Numbers(TorchDispatchMode):
-    """Answers a single number that is read from a fake tensor with one, and a yes-or-no with yes.
+    """Answers a single number that is read from a tensor without values with one, a yes-or-no with yes, ``any`` with no.
 
-    Optimizers read sizes of steps, which decide no memory, and LoKr and LoHa whether a random number exceeds the module
-    dropout, which it does where there is none. How many elements there are, no answer is given to.
+    Optimizers read sizes of steps, which decide no memory; LoKr and LoHa whether a random number exceeds the module
+    dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements there are, no
+    answer is given to.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._any: Callable[[], Tensor | None] = lambda: None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
+            if args[0] is self._any():
+                return False
             return 1.0 if args[0].dtype.is_floating_point else 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func in _ANY:
+            # Weakly: it must not live longer for being looked at.
+            self._any = weakref.ref(result)
+        return result
 
 
 @contextlib.contextmanager

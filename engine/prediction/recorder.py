@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
@@ -10,6 +11,19 @@ from torch import Tensor, nn
 from engine.measure.breakdown import StepTracker
 from engine.prediction.fake import origins
 from engine.prediction.stream import Change, Part, Stream
+
+
+@contextlib.contextmanager
+def no_chance_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage at moments that depend on what ran before, in the block."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class Recorder(StepTracker):
@@ -23,6 +37,11 @@ class Recorder(StepTracker):
             id(tensor): self._origin_of(name) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         super().__init__(model)
+
+    def begin(self, phase: str) -> None:
+        """Say that a part begins now. What only reference cycles still held is gone by then."""
+        gc.collect()
+        super().begin(phase)
 
     @contextlib.contextmanager
     def following_modules(self) -> Iterator[None]:

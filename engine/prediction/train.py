@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 from engine.jobs.train_steps import Trainer, attached, sides_of
 from engine.measure.breakdown import OPTIMIZER_STATE
 from engine.models import build_meta
-from engine.prediction.fake import Numbers, decided, fake_
-from engine.prediction.recorder import Recorder
+from engine.prediction.fake import Numbers, attaching, decided, fake_
+from engine.prediction.recorder import Recorder, no_chance_collection
 from engine.prediction.stream import Part, Stream, net
 from engine.spec import TrainSpec
 
@@ -27,12 +27,12 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
     """
     device = torch.device(spec.device)
     base = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, config, spec.task)
-    with torch.device("meta"):
+    with attaching():
         model = attached(base, spec)
     mode = FakeTensorMode()
     fake_(model, mode, device)
     side = sides_of(spec)[0]
-    with decided(), mode, Numbers():
+    with no_chance_collection(), decided(), mode, Numbers():
         trainer = Trainer(spec, model)
         with trainer.active(side):
             recorder = Recorder(model)
