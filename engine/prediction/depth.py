@@ -97,8 +97,8 @@ def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int
         if at == len(few) and place == len(more):
             break
         lengths = range(1, len(more) - place - (len(few) - at) + 1)
-        # After the stretch the two go on alike, for longer than by chance.
-        length = max(lengths, key=lambda n: (_common(few, more, at, place + n), -n), default=0)
+        # After the stretch the two go on alike, for longer than by chance; a whole loop before a part of one.
+        length = max(lengths, key=lambda n: (_common(few, more, at, place + n), n), default=0)
         if length == 0 or (at < len(few) and few[at] != more[place + length]):
             raise NotRepeating(f"the {name} part does not repeat from block to block")
         found += [*more[place : place + length]] * times
