@@ -1,0 +1,91 @@
+"""Histories of memory: their peak and course, and how those of shallow models become those of deep ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
+from engine.prediction.stream import Change, Part, course, net, peak
+
+
+def part(name: str, *sizes: int, category: str = "temporary", origin: str = "") -> Part:
+    return Part(name, tuple(Change(category, origin, size) for size in sizes))
+
+
+def test_the_peak_is_the_first_moment_of_most_bytes_with_what_was_there_before() -> None:
+    before = part("before", 100, category="parameters", origin="head.weight")
+    found = peak(before, (part("forward", 5, 10, -10), part("backward", 10, -15, 3)))
+    assert (found.part, found.total_bytes) == ("forward", 115)
+    assert found.bytes == {"parameters": 100, "temporary": 15}
+    assert found.origins == {("parameters", "head.weight"): 100, ("temporary", ""): 15}
+
+
+def test_what_is_there_before_can_be_the_peak() -> None:
+    found = peak(part("before", 100), (part("release", -60, 30),))
+    assert (found.part, found.total_bytes) == ("release", 100)
+
+
+def test_the_course_keeps_the_highest_moment_however_few_moments_are_shown() -> None:
+    counted = (part("forward", *[1, -1] * 500, 70, -70, *[1, -1] * 500),)
+    moments = course(part("before", 30), counted, most_moments=10)
+    assert len(moments) <= 12
+    assert max(sum(moment.bytes.values()) for moment in moments) == 100
+
+
+def test_what_is_left_of_parts_is_one_change_for_each_category_and_origin() -> None:
+    left = net("state", [part("update", 4, 8, -8, category="optimizer state"), part("update", 2, -2)])
+    assert left == Part("state", (Change("optimizer state", "", 4),))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ("a" * 80, Depths(2, 3, 78)),
+        ("ab" * 21, Depths(4, 6, 19)),
+        ("aaab" * 9, Depths(8, 12, 7)),
+        ("daaaaaaaaa", Depths(3, 4, 7)),
+        # Six blocks of period four repeat only once and a half.
+        ("aaabaa", None),
+        ("aaa", None),
+        ("abcdefgh", None),
+        ("", None),
+    ],
+)
+def test_two_depths_stand_for_blocks_that_repeat(blocks: str, expected: Depths | None) -> None:
+    assert depths(blocks) == expected
+
+
+def step(blocks: int) -> tuple[Part, Part, Part]:
+    """A step over so many blocks: each keeps 3 of the 5 it makes, loops apart, and one loop within the update."""
+    forward = [7, *[5, -2] * blocks, 9]
+    backward = [-9, *[4, -3, -4] * blocks, -7]
+    update = [*[2] * blocks, 1, *[6, -6] * blocks, *[-2] * blocks, -1]
+    return part("forward", *forward), part("backward", *backward), part("update", *update)
+
+
+@pytest.mark.parametrize("blocks", [4, 5, 33])
+def test_a_step_over_many_blocks_is_found_from_two_shallow_ones_change_by_change(blocks: int) -> None:
+    found = deepen(step(2), step(3), blocks - 2)
+    deep = step(blocks)
+    assert [p.name for p in found] == [p.name for p in deep]
+    before = part("before", 10)
+    assert peak(before, found) == peak(before, deep)
+    assert [sorted(p.changes) for p in found] == [sorted(p.changes) for p in deep]
+
+
+def test_a_history_that_grows_with_depth_elsewhere_than_in_loops_is_refused() -> None:
+    with pytest.raises(NotRepeating, match="forward"):
+        deepen((part("forward", 20, 5, 5),), (part("forward", 30, 5, 5, 5),), 7)
+
+
+def test_parts_that_only_the_deeper_model_has_are_refused() -> None:
+    with pytest.raises(NotRepeating, match="same parts"):
+        deepen((part("forward", 1),), (part("forward", 1), part("backward", 1)), 2)
+
+
+def test_what_is_alive_before_grows_by_the_same_for_each_period() -> None:
+    few = Part("before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 20)))
+    more = Part("before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 30)))
+    assert deepen_net(few, more, 8) == Part(
+        "before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 100))
+    )
