@@ -30,7 +30,9 @@ CASE = Case(
         Source("PR #1944: merge in place", "https://github.com/huggingface/peft/pull/1944"),
     ),
     published=(
-        Published("peak of += / peak of w + delta", 2 / 3, "ratio", "weight and delta instead of weight, delta and sum"),
+        Published(
+            "peak of += / peak of w + delta", 2 / 3, "ratio", "weight and delta instead of weight, delta and sum"
+        ),
     ),
     truth="In float32 += does not lower the peak: (B @ A) * scaling already makes two matrices of the weight's size. With "
     "a bfloat16 model and PEFT's float32 adapters, w + delta silently turns the weights into float32 and keeps them so; "
@@ -45,7 +47,9 @@ CASE = Case(
             "Merge with row_blocks for stock's exactness, and for DoRA.",
             spec("merge", "tinyllama-1.1b", strategy="row_blocks"),
         ),
-        Advice("For a model that does not fit in memory at all, merge its files tensor by tensor on the Merge files page."),
+        Advice(
+            "For a model that does not fit in memory at all, merge its files tensor by tensor on the Merge files page."
+        ),
     ),
     key_label="peak of += / peak of w + delta, float32",
     sweeps=(

@@ -37,12 +37,16 @@ def depths(blocks: Sequence[Hashable]) -> Depths | None:
     experts); from then on they repeat with the shortest period there is.
     """
     number = len(blocks)
-    found = min(
-        (first + period, period, first)
-        for first in range(number)
-        for period in range(1, number - first + 1)
-        if all(blocks[place] == blocks[place + period] for place in range(first, number - period))
-    ) if number else None
+    found = (
+        min(
+            (first + period, period, first)
+            for first in range(number)
+            for period in range(1, number - first + 1)
+            if all(blocks[place] == blocks[place + period] for place in range(first, number - period))
+        )
+        if number
+        else None
+    )
     if found is None:
         return None
     _, period, first = found

@@ -69,8 +69,8 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
     kept_alive = []
     for module in model.modules():
         # Some adapters keep tensors of indices in plain dictionaries.
-        plain = [value for value in vars(module).values() if type(value) is dict]
-        for tensors in (module._parameters, module._buffers, vars(module), *plain):
+        plain: list[dict[str, Any]] = [value for value in vars(module).values() if type(value) is dict]
+        for tensors in (vars(module), *plain):
             for name, tensor in tensors.items():
                 if isinstance(tensor, Tensor):
                     kept_alive.append(tensor)

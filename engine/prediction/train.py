@@ -42,7 +42,7 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
                     loss = trainer.loss(side)
                     recorder.forward_ended()
                     recorder.begin("backward")
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     del loss
                     recorder.backward_ended()
                 optimizer = trainer.optimizer(side)

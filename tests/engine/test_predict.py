@@ -10,7 +10,7 @@ from engine import catalog
 from engine.jobs.train_memory import measure_memory
 from engine.jobs.train_steps import prepare, sides_of
 from engine.models import model_config
-from engine.predict import history, predict_peak
+from engine.predict import history, predict
 from engine.prediction import train
 from engine.prediction.stream import peak
 from engine.spec import TrainSpec, parse_spec
@@ -32,7 +32,7 @@ def measured(spec: TrainSpec) -> dict[str, float]:
 
 
 def predicted(spec: TrainSpec) -> dict[str, float]:
-    found = predict_peak(spec)
+    found = predict(spec).peak
     names = ("parameters", "buffers", "gradients", "optimizer state", "activations", "temporary")
     parts = {f"{name.replace(' ', '_')}_bytes": found.bytes.get(name, 0) for name in names}
     return {"peak_bytes": found.total_bytes, **parts}
