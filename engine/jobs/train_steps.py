@@ -302,7 +302,7 @@ def attached(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
     """The model in training mode with its adapter, or with every parameter trainable where there is none.
 
     Raises:
-        SpecError: if PEFT refuses the adapter, nothing could be trained, or the model has no checkpointing to switch on.
+        SpecError: if PEFT refuses the adapter, nothing could be trained, or the model has no checkpointing.
     """
     if spec.train.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise SpecError("train.gradient_checkpointing", f"must be false: {spec.model} has none")

@@ -23,7 +23,6 @@ from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 from engine.strategies.blocks import block_list
 from engine.strategies.patching import replaced
 
-
 _ANY = (torch.ops.aten.any.default, torch.ops.aten.any.dim, torch.ops.aten.any.out)
 
 
@@ -78,7 +77,7 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
 
 
 class Numbers(TorchDispatchMode):
-    """Answers a single number that is read from a tensor without values with one, a yes-or-no with yes, ``any`` with no.
+    """Answers a number that is read from a tensor without values with one, a yes-or-no with yes, ``any`` with no.
 
     Optimizers read sizes of steps, which decide no memory; LoKr and LoHa whether a random number exceeds the module
     dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements there are, no

@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 
 from engine.strategies.patching import replaced
 
-
 # Quantised weights are tensors of other types; a fake one stands for a plain one.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
