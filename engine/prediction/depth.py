@@ -9,6 +9,7 @@ history, because it may fall into another part there. Builds no model.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 from engine.prediction.stream import Change, Part, Stream
@@ -77,13 +78,31 @@ def deepen(shallow: Stream, deeper: Stream, further_periods: int) -> Stream:
 def deepen_net(shallow: Part, deeper: Part, further_periods: int) -> Part:
     """What is alive in a model with ``further_periods`` more periods than the shallow one, order aside.
 
-    Each period more adds the same bytes to each category and origin.
+    Each period more adds the same storages of each category and origin; or, where it makes one larger, the same bytes.
     """
-    few, more = ({(c.category, c.origin): c.bytes for c in part.changes} for part in (shallow, deeper))
-    changes = tuple(
-        Change(*key, few.get(key, 0) + further_periods * (size - few.get(key, 0))) for key, size in more.items()
-    )
-    return Part(shallow.name, changes)
+    few, more = _sizes(shallow), _sizes(deeper)
+    changes: list[Change] = []
+    for key, sizes in more.items():
+        fewer, added = few[key], sizes - few[key]
+        if fewer - sizes:
+            period_bytes = _total(sizes) - _total(fewer)
+            changes.append(Change(*key, _total(fewer) + further_periods * period_bytes))
+        else:
+            times = {size: number + (further_periods - 1) * added[size] for size, number in sizes.items()}
+            changes += [Change(*key, size) for size, number in times.items() for _ in range(number)]
+    return Part(shallow.name, tuple(changes))
+
+
+def _sizes(part: Part) -> defaultdict[tuple[str, str], Counter[int]]:
+    """How many storages of which sizes each category and origin has."""
+    found: defaultdict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+    for change in part.changes:
+        found[change.category, change.origin][change.bytes] += 1
+    return found
+
+
+def _total(sizes: Counter[int]) -> int:
+    return sum(size * number for size, number in sizes.items())
 
 
 def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int) -> tuple[Change, ...]:

@@ -7,7 +7,7 @@ the job's own code makes them.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,12 +95,39 @@ def course(before: Part, counted: Stream, most_moments: int = 300) -> list[Momen
 
 
 def net(name: str, parts: Iterable[Part]) -> Part:
-    """What is left of these parts when they are over, one change for each category and origin."""
-    left: Counter[tuple[str, str]] = Counter()
-    for part in parts:
-        for change in part.changes:
-            left[change.category, change.origin] += change.bytes
-    return Part(name, tuple(Change(category, origin, size) for (category, origin), size in left.items() if size))
+    """What is left of these parts when they are over, one change for each storage, in the order in which they came."""
+    left: dict[int, Change] = {}
+    for number, change in lifetimes(change for part in parts for change in part.changes):
+        if change.bytes > 0:
+            left[number] = change
+        else:
+            del left[number]
+    return Part(name, tuple(left.values()))
+
+
+def lifetimes(changes: Iterable[Change]) -> Iterator[tuple[int, Change]]:
+    """Number the storages that come, and say which of them each change gives back: of equal ones, the last that came.
+
+    Where none is as large as what goes, that storage grew in several changes: it goes as several of its module's.
+
+    Raises:
+        ValueError: if more goes than came.
+    """
+    live: defaultdict[tuple[str, str], defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, change in enumerate(changes):
+        numbers = live[change.category, change.origin]
+        if change.bytes > 0:
+            numbers[change.bytes].append(number)
+            yield number, change
+        left_bytes = -change.bytes
+        while left_bytes > 0:
+            smaller = [size for size, own in numbers.items() if own and size < left_bytes]
+            sizes = [left_bytes] if numbers[left_bytes] else smaller
+            if not sizes:
+                raise ValueError(f"{-change.bytes} bytes of {change.category} of {change.origin!r} go that never came")
+            size = max(sizes, key=lambda size: numbers[size][-1])
+            left_bytes -= size
+            yield numbers[size].pop(), change._replace(bytes=-size)
 
 
 def _until(before: Part, counted: Stream, number: int) -> Iterator[Change]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
-from engine.prediction.stream import Change, Part, course, net, peak
+from engine.prediction.stream import Change, Part, course, lifetimes, net, peak
 
 
 def part(name: str, *sizes: int, category: str = "temporary", origin: str = "") -> Part:
@@ -32,9 +32,28 @@ def test_the_course_keeps_the_highest_moment_however_few_moments_are_shown() -> 
     assert max(sum(moment.bytes.values()) for moment in moments) == 100
 
 
-def test_what_is_left_of_parts_is_one_change_for_each_category_and_origin() -> None:
-    left = net("state", [part("update", 4, 8, -8, category="optimizer state"), part("update", 2, -2)])
-    assert left == Part("state", (Change("optimizer state", "", 4),))
+def test_what_is_left_of_parts_is_one_change_for_each_storage() -> None:
+    left = net("state", [part("update", 4, 8, 4, -8, category="optimizer state"), part("update", 2, -2)])
+    assert left == part("state", 4, 4, category="optimizer state")
+
+
+def test_of_equal_storages_the_last_goes_first() -> None:
+    changes = [Change("temporary", name, size) for name, size in [("a", 4), ("a", 4), ("b", 4), ("a", -4), ("a", -4)]]
+    assert [number for number, _ in lifetimes(changes)] == [0, 1, 2, 1, 0]
+
+
+def test_a_storage_that_grew_goes_as_a_whole() -> None:
+    assert [(number, change.bytes) for number, change in lifetimes(part("", 4, 6, -10).changes)] == [
+        (0, 4),
+        (1, 6),
+        (1, -6),
+        (0, -4),
+    ]
+
+
+def test_more_cannot_go_than_came() -> None:
+    with pytest.raises(ValueError, match="never came"):
+        list(lifetimes(part("", 4, -6).changes))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +102,12 @@ def test_parts_that_only_the_deeper_model_has_are_refused() -> None:
         deepen((part("forward", 1),), (part("forward", 1), part("backward", 1)), 2)
 
 
-def test_what_is_alive_before_grows_by_the_same_for_each_period() -> None:
-    few = Part("before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 20)))
-    more = Part("before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 30)))
-    assert deepen_net(few, more, 8) == Part(
-        "before", (Change("parameters", "embed", 100), Change("parameters", "layers.*", 100))
-    )
+def test_what_is_alive_before_grows_by_the_same_storages_for_each_period() -> None:
+    weights = [Change("parameters", "embed", 100), Change("parameters", "layers.*", 10), Change("buffers", "", 3)]
+    few = Part("before", (*weights, Change("parameters", "layers.*", 10)))
+    more = Part("before", (*few.changes, Change("parameters", "layers.*", 10)))
+    assert sorted(deepen_net(few, more, 8).changes) == sorted((*weights, *[Change("parameters", "layers.*", 10)] * 9))
+
+
+def test_what_is_alive_before_grows_by_the_same_bytes_where_a_storage_is_larger_in_a_deeper_model() -> None:
+    assert deepen_net(part("before", 4, 20), part("before", 4, 30), 8) == part("before", 104)
