@@ -26,8 +26,10 @@ _ROUND_LARGE_BYTES = 2 * MIB
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allocated:
-    """Peaks as ``torch.cuda`` reports them: blocks in use, and segments held; ``requested_bytes`` are the tensors' own
-    bytes at the first moment of most bytes in use."""
+    """Peaks as ``torch.cuda`` reports them: blocks in use, and segments held.
+
+    ``requested_bytes`` are the tensors' own bytes at the first moment of most bytes in use.
+    """
 
     peak_allocated_bytes: int
     peak_reserved_bytes: int

@@ -89,7 +89,7 @@ def _terms(found: Allocated, workspaces: list[Change]) -> tuple[Term, ...]:
         Term(
             "CUDA context",
             _CONTEXT_BYTES,
-            "the most that PyTorch's out-of-memory messages say of processes that hold nothing else (250 to 614 MiB, by "
+            "the most that PyTorch's out-of-memory messages say of processes with nothing else (250 to 614 MiB, by "
             "card and driver)",
         ),
     )
