@@ -1,69 +1,40 @@
 """Models without memory: parameters and buffers that have shapes, dtypes and a device, and no bytes.
 
-Attaching happens on PyTorch's ``meta`` device, as ``get_peft_model`` fails under fake tensors; then every tensor is
-replaced by a fake one that says it is on the device to predict for. What the real code decides by a tensor's values is
-answered here as the values of a job would.
+Every tensor of a model on ``meta`` is replaced by a fake one that says it is on the device to predict for. What the
+real code decides by a tensor's values is answered here as the values of a job would. Attaches no adapter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
+from engine.spec import FreshAdapter, Measured, TrainSpec
 from engine.strategies.blocks import block_list
-from engine.strategies.patching import replaced
 
 _ANY = (torch.ops.aten.any.default, torch.ops.aten.any.dim, torch.ops.aten.any.out)
 
 
-@contextlib.contextmanager
-def attaching() -> Iterator[None]:
-    """Attach adapters on the ``meta`` device in the block, with the dtypes that they have elsewhere.
-
-    PEFT gives a new adapter the base layer's dtype while it moves it to the base's device, and leaves those on ``meta``
-    alone.
-    """
-
-    def move(self: BaseTunerLayer, adapter_name: str, device: torch.device | None = None) -> None:
-        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        for name in (*self.adapter_layer_names, *self.other_param_names):
-            holder = getattr(self, name, None)
-            if not isinstance(holder, nn.ModuleDict | nn.ParameterDict | BufferDict) or adapter_name not in holder:
-                continue
-            item = holder[adapter_name]
-            own = getattr(item, "dtype", None)
-            if dtype is not None and dtype.is_floating_point and (own is None or own.is_floating_point):
-                holder[adapter_name] = item.to(dtype=dtype)
-
-    with (
-        torch.device("meta"),
-        Numbers(),
-        replaced(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", move),
-    ):
-        yield
-
-
 def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
     """Give every parameter and buffer of a model a fake tensor in its place; what was tied stays tied."""
-    replaced: dict[int, Tensor] = {}
+    made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in replaced:
+        if id(tensor) not in made:
             with mode:
                 empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
             is_parameter = isinstance(tensor, nn.Parameter)
-            replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return replaced[id(tensor)]
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
 
     kept_alive = []
     for module in model.modules():
@@ -76,16 +47,25 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
                     tensors[name] = fake(tensor)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """How many elements a mask picks, and how many different values a tensor has."""
+
+    picked: Callable[[Tensor], int]
+    distinct: Callable[[Tensor], int]
+
+
 class Numbers(TorchDispatchMode):
     """Answers a number that is read from a tensor without values with one, a yes-or-no with yes, ``any`` with no.
 
     Optimizers read sizes of steps, which decide no memory; LoKr and LoHa whether a random number exceeds the module
-    dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements there are, no
-    answer is given to.
+    dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements a mask picks,
+    or how many values differ, is answered only where it is ``counted``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Counted | None = None) -> None:
         super().__init__()
+        self._counted = counted
         self._any: Callable[[], Tensor | None] = lambda: None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -93,11 +73,41 @@ class Numbers(TorchDispatchMode):
             if args[0] is self._any():
                 return False
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if self._counted is not None:
+            if func is torch.ops.aten.index.Tensor:
+                args = (args[0], [place for index in args[1] for place in _places(index, self._counted)])
+            elif func is torch.ops.aten._unique2.default:
+                nothing = torch.empty(0, dtype=torch.long, device=args[0].device)
+                return args[0].new_empty(self._counted.distinct(args[0])), nothing, nothing.clone()
         result = func(*args, **(kwargs or {}))
         if func in _ANY:
             # Weakly: it must not live longer for being looked at.
             self._any = weakref.ref(result)
         return result
+
+
+def _places(index: Tensor | None, counted: Counted) -> Sequence[Tensor | None]:
+    """The places that a mask picks, an index for each of its dimensions; any other index as it is."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    number = counted.picked(index)
+    return [torch.empty(number, dtype=torch.long, device=index.device) for _ in range(index.ndim)]
+
+
+def counted(spec: Measured) -> Counted | None:
+    """What is known of the masks in an adapter's code without their values; None where nothing is."""
+    kind = spec.adapter.type if isinstance(spec.adapter, FreshAdapter) else None
+    if kind == "waveft":
+        # It looks which of its places lie within the weight, and all do.
+        return Counted(Tensor.numel, Tensor.numel)
+    if kind == "cpt" and isinstance(spec, TrainSpec):
+        # All tokens of the batch are labels, and the last of the virtual ones (``cpt_example``), of another kind.
+        length = spec.train.context_length
+        return Counted(
+            picked=lambda mask: mask.numel() // mask.shape[-1] * min(mask.shape[-1], length + 1),
+            distinct=lambda labels: 2 if labels.numel() > length else 1,
+        )
+    return None
 
 
 @contextlib.contextmanager

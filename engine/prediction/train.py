@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 from engine.jobs.train_steps import Trainer, attached, sides_of
 from engine.measure.breakdown import OPTIMIZER_STATE
 from engine.models import build_meta
-from engine.prediction.fake import Numbers, attaching, decided, fake_
+from engine.prediction.attaching import attaching
+from engine.prediction.fake import Numbers, counted, decided, fake_
 from engine.prediction.recorder import Recorder, no_chance_collection
 from engine.prediction.stream import Part, Stream, net
 from engine.spec import TrainSpec
@@ -32,7 +33,7 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
     mode = FakeTensorMode()
     fake_(model, mode, device)
     side = sides_of(spec)[0]
-    with no_chance_collection(), decided(), mode, Numbers():
+    with no_chance_collection(), decided(), mode, Numbers(counted(spec)):
         trainer = Trainer(spec, model)
         with trainer.active(side):
             recorder = Recorder(model)
