@@ -94,6 +94,17 @@ def course(before: Part, counted: Stream, most_moments: int = 300) -> list[Momen
     return moments
 
 
+def joined(first: tuple[Part, Stream], second: tuple[Part, Stream], between: str) -> tuple[Part, Stream]:
+    """One history of two that follow each other, of which only the parts are known.
+
+    In the part ``between``, what the second does not begin with goes, and then what it does begin with comes.
+    """
+    before, parts = first
+    left, wanted = Counter(net(between, (before, *parts)).changes), Counter(second[0].changes)
+    goes = (change._replace(bytes=-change.bytes) for change in (left - wanted).elements())
+    return before, (*parts, Part(between, (*goes, *(wanted - left).elements())), *second[1])
+
+
 def net(name: str, parts: Iterable[Part]) -> Part:
     """What is left of these parts when they are over, one change for each storage, in the order in which they came."""
     left: dict[int, Change] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
-from engine.prediction.stream import Change, Part, course, lifetimes, net, peak
+from engine.prediction.stream import Change, Part, course, joined, lifetimes, net, peak
 
 
 def part(name: str, *sizes: int, category: str = "temporary", origin: str = "") -> Part:
@@ -54,6 +54,18 @@ def test_a_storage_that_grew_goes_as_a_whole() -> None:
 def test_more_cannot_go_than_came() -> None:
     with pytest.raises(ValueError, match="never came"):
         list(lifetimes(part("", 4, -6).changes))
+
+
+def test_two_histories_are_joined_without_a_peak_of_their_own_in_between() -> None:
+    weights = Change("parameters", "w", 100)
+    first = (Part("before", (weights,)), (part("prompt", 50, 7, -7), part("end", 4)))
+    second = (Part("before", (weights, Change("temporary", "", 4), Change("cache", "", 30))), (part("last token", 90),))
+    before, parts = joined(first, second, "between")
+    between = parts[2]
+    assert [p.name for p in parts] == ["prompt", "end", "between", "last token"]
+    assert between.changes == (Change("temporary", "", -50), Change("cache", "", 30))
+    assert peak(before, parts).total_bytes == 100 + 4 + 30 + 90
+    assert peak(before, parts).part == "last token"
 
 
 @pytest.mark.parametrize(
