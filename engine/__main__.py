@@ -22,8 +22,17 @@ from typing import TYPE_CHECKING, Any
 from db.session import DatabaseError, home, open_database
 from engine import catalog
 from engine.executors import ExecutorError
-from engine.result import Progress
-from engine.spec import MEASURED_KINDS, InspectSpec, Measured, MergeFilesSpec, SpecError, parse_spec, spec_hash
+from engine.result import Progress, Result
+from engine.spec import (
+    MEASURED_KINDS,
+    InspectSpec,
+    Measured,
+    MergeFilesSpec,
+    PredictSpec,
+    SpecError,
+    parse_spec,
+    spec_hash,
+)
 
 if TYPE_CHECKING:
     from engine.executors.local import LocalExecutor, LocalWorker
@@ -67,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
     measure = add("measure", _measure, "run one spec in a fresh process and print the result")
     measure.add_argument("spec", metavar="SPEC.json|-", help="a file with the spec, or - for standard input")
+    predict = add("predict", _predict, "predict the peak memory of a spec, without its weights and its device")
+    predict.add_argument("spec", metavar="SPEC.json|-", help="a file with the spec, or - for standard input")
     inspect = add("inspect", _inspect, "list a model's adaptable modules, shapes, counts and parameter totals")
     inspect.add_argument("model", metavar="MODEL", help="a bundled model, a folder with a config.json, or a hub id")
     merging = add("merge", _merge, "merge a LoRA or DoRA checkpoint into a model's files, from disk to disk")
@@ -95,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(options: argparse.Namespace) -> int:
     spec = parse_spec(_read(options.spec, "SPEC.json"))
-    if isinstance(spec, InspectSpec | MergeFilesSpec):
+    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
         command = "merge" if isinstance(spec, MergeFilesSpec) else spec.kind
         raise BadInput(f"kind: measure runs what is measured; for {spec.kind} use `python -m engine {command}`")
     _refuse_what_cannot_work(spec)
@@ -214,6 +225,35 @@ def _progress_printer(every_s: float = 1.0) -> Callable[[Progress], None]:
         print(f"{now_s - start_s:7.1f} s  {phase}{steps}{left}", file=sys.stderr)
 
     return show
+
+
+# --- predicting -----------------------------------------------------------------------------------------------------
+
+
+def _predict(options: argparse.Namespace) -> int:
+    spec = parse_spec(_read(options.spec, "SPEC.json"))
+    if isinstance(spec, InspectSpec | MergeFilesSpec):
+        raise BadInput(f"kind: must be one of {', '.join((*MEASURED_KINDS, 'predict'))}, not {spec.kind}")
+    from engine.jobs import predict
+    from engine.measure.environment import environment
+
+    if isinstance(spec, PredictSpec):
+        outcome = predict.run(spec, _progress_printer())
+    else:
+        outcome = predict.single(spec)
+        # What is stored or imported is a prediction, never a measurement.
+        spec = PredictSpec(of=(spec,))
+    result = Result(
+        state="succeeded",
+        spec=spec.model_dump(mode="json"),
+        spec_hash=spec_hash(spec),
+        metrics=outcome.metrics,
+        samples=outcome.samples,
+        environment=environment(),
+        inspection=outcome.inspection,
+    )
+    print(json.dumps(result.to_document()))
+    return DONE
 
 
 # --- looking --------------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine import catalog
 
-Kind = Literal["init", "merge", "train", "inference", "inspect", "merge_files"]
+Kind = Literal["init", "merge", "train", "inference", "inspect", "predict", "merge_files"]
 MEASURED_KINDS: tuple[str, ...] = ("init", "merge", "train", "inference")
-REQUEST_KINDS: tuple[str, ...] = ("inspect", "merge_files")
+REQUEST_KINDS: tuple[str, ...] = ("inspect", "predict", "merge_files")
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Task = Literal["causal_lm", "sequence_classification"]
@@ -295,7 +295,41 @@ class MergeFilesSpec(Frozen):
 
 
 Measured = InitSpec | MergeSpec | TrainSpec | InferenceSpec
-Spec = Measured | InspectSpec | MergeFilesSpec
+
+
+class PredictSpec(Frozen):
+    """Predict the peak memory of measured specs, one after another. A request: it measures nothing."""
+
+    kind: Literal["predict"] = "predict"
+    of: tuple[Measured, ...] = Field(max_length=1000)
+    timeout_s: float = Field(default=3600, gt=0, le=7 * 86400)
+    memory_limit_bytes: None = None
+    device: Literal["cpu"] = "cpu"
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _each_by_its_kind(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise SpecError("of", f"must be a list of specs, not {_name_of(value)}")
+        if not value:
+            raise SpecError("of", "must hold at least one spec")
+        return tuple(_measured(item, number) for number, item in enumerate(value))
+
+
+def _measured(item: Any, number: int) -> Any:
+    """One of the specs to predict, by its own kind."""
+    if not isinstance(item, Mapping):
+        return item
+    kind = item.get("kind", "init")
+    if kind not in MEASURED_KINDS:
+        raise SpecError(f"of.{number}.kind", f"must be one of {', '.join(MEASURED_KINDS)}, not {kind!r}")
+    try:
+        return parse_spec(item)
+    except SpecError as error:
+        raise SpecError(f"of.{number}.{error.field}", error.sentence) from None
+
+
+Spec = Measured | InspectSpec | PredictSpec | MergeFilesSpec
 _UNION_ARMS = ("str", "tuple[str, ...]", "FreshAdapter", "SavedAdapter")
 _KINDS: dict[str, type[Spec]] = {
     "init": InitSpec,
@@ -303,6 +337,7 @@ _KINDS: dict[str, type[Spec]] = {
     "train": TrainSpec,
     "inference": InferenceSpec,
     "inspect": InspectSpec,
+    "predict": PredictSpec,
     "merge_files": MergeFilesSpec,
 }
 
@@ -351,7 +386,14 @@ def _canonical(document: Mapping[str, Any]) -> str:
 
 
 def _name_of(value: Any) -> str:
-    names = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 

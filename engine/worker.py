@@ -22,7 +22,7 @@ from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
-from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, Spec, parse_spec, spec_hash
+from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PredictSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
 PROGRESS_FILE = "progress.json"
@@ -149,7 +149,7 @@ def _run(spec: Spec, report: _ProgressFile) -> Result:
 def _prepare_process(spec: Spec) -> None:
     import torch
 
-    if isinstance(spec, InspectSpec | MergeFilesSpec):
+    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
         # A request may run beside a measurement: it takes only what the measurement leaves.
         if hasattr(os, "SCHED_IDLE"):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -247,7 +247,9 @@ def details(run: RunDetail, metrics: pd.DataFrame) -> None:
         names.append("Numbers")
     if run.environment:
         names.append("Environment")
-    names += ["Spec", "Log"] + (["Python"] if run.kind in KINDS else []) + (["Modules"] if run.inspection else [])
+    names += ["Spec", "Log"] + (["Python"] if run.kind in KINDS else [])
+    if run.kind == "inspect" and run.inspection:
+        names.append("Modules")
     # A run without a result is looked at for its log.
     default = "Log" if run.state in FINAL_ADVICE and log else names[0]
     for name, tab in zip(names, st.tabs(names, default=default), strict=True):

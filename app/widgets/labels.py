@@ -25,6 +25,7 @@ _KINDS = {
     "train": "Train",
     "inference": "Inference",
     "inspect": "Inspect",
+    "predict": "Predict",
     "merge_files": "Merge files",
 }
 
@@ -187,6 +188,8 @@ def run_title(row: RunRow) -> str:
         return row.name
     if row.kind == "inspect":
         return f"Inspect {model_label(row.model)}"
+    if row.kind == "predict":
+        return f"Predict {len(row.spec.get('of', ()))} peaks of {model_label(row.model)}"
     if row.kind == "merge_files":
         adapter = Path(str(row.spec.get("adapter", ""))).name
         return f"Merge files of {adapter} into {model_label(row.model)}"

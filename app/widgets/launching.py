@@ -9,18 +9,18 @@ from app import state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
-from engine.spec import InspectSpec, MergeFilesSpec, Spec, spec_hash
+from engine.spec import InspectSpec, MergeFilesSpec, PredictSpec, Spec, spec_hash
 
 
 def new_run(spec: Spec) -> NewRun:
     """The queue's entry for a spec, with the columns that pages filter by."""
     document = spec.model_dump(mode="json")
-    if isinstance(spec, InspectSpec | MergeFilesSpec):
+    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
         return NewRun(
             kind=spec.kind,
             spec=document,
             spec_hash=spec_hash(spec),
-            model=spec.model if isinstance(spec, InspectSpec) else spec.base,
+            model=_model_of(spec),
             device=spec.device,
             priority=1,
         )
@@ -36,6 +36,12 @@ def new_run(spec: Spec) -> NewRun:
         dtype=spec.dtype,
         device=spec.device,
     )
+
+
+def _model_of(spec: InspectSpec | PredictSpec | MergeFilesSpec) -> str:
+    if isinstance(spec, MergeFilesSpec):
+        return spec.base
+    return spec.model if isinstance(spec, InspectSpec) else spec.of[0].model
 
 
 def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:

@@ -25,7 +25,7 @@ from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.strategies import strategy
 from engine.result import Device
-from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, Spec, SpecError
+from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, PredictSpec, Spec, SpecError
 
 _MODEL_TYPES_FILE = Path(__file__).parent / "model_types.json"
 
@@ -82,6 +82,9 @@ def problems(spec: Spec, devices: Sequence[Device], groups: Sequence[ModuleGroup
     """
     if isinstance(spec, MergeFilesSpec):
         return list(importlib.import_module("engine.catalog.kinds.merge_files").problems(spec))
+    if isinstance(spec, PredictSpec):
+        # What keeps one of its specs from being predicted is said of that one, and the others are predicted.
+        return []
     found: list[SpecError] = []
     facts: ModelEntry | LocalModel | None = None
     try:

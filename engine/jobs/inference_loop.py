@@ -55,12 +55,12 @@ def timed_request(side: Side, prompt: Tensor, new_tokens: int, device: torch.dev
     laps = Laps(device)
     with side.around(), torch.inference_mode(), Timer(device) as whole:
         laps.mark("prefill")
-        output = _prefill(side, prompt)
-        token = _greedy(output)
+        output = read_prompt(side, prompt)
+        token = choose_token(output)
         laps.mark("decode")
         for _ in range(new_tokens - 1):
-            output = _decode(side, token, output)
-            token = _greedy(output)
+            output = write_token(side, token, output)
+            token = choose_token(output)
         laps.mark("end")
     seconds = laps.seconds()
     return RequestTimes(seconds["prefill"], seconds["decode"], whole.seconds)
@@ -74,16 +74,16 @@ def peak_bytes(side: Side, prompt: Tensor, new_tokens: int) -> int:
     with side.around(), torch.inference_mode():
         reading = _tracker(side, prompt)
         with reading:
-            output = _prefill(side, prompt)
+            output = read_prompt(side, prompt)
         peak = reading.peak_bytes
         for _ in range(new_tokens - 2):
-            output = _decode(side, _greedy(output), output)
+            output = write_token(side, choose_token(output), output)
         if new_tokens > 1:
-            token = _greedy(output)
+            token = choose_token(output)
             writing = _tracker(side, token)
-            writing.watch(_cache_tensors(output.past_key_values), "cache")
+            writing.watch(cache_tensors(output.past_key_values), "cache")
             with writing:
-                _decode(side, token, output)
+                write_token(side, token, output)
             peak = max(peak, writing.peak_bytes)
     return peak + side.extra_bytes
 
@@ -95,10 +95,10 @@ def forced_logits(side: Side, tokens: Tensor) -> Tensor:
     batch only the first rows are kept.
     """
     with side.around(), torch.inference_mode():
-        output = _prefill(side, tokens[:, :_PROOF_PROMPT_TOKENS])
+        output = read_prompt(side, tokens[:, :_PROOF_PROMPT_TOKENS])
         found = [output.logits[:_PROOF_ROWS, -1].float().cpu()]
         for step in range(_PROOF_PROMPT_TOKENS, tokens.shape[1]):
-            output = _decode(side, tokens[:, step : step + 1], output)
+            output = write_token(side, tokens[:, step : step + 1], output)
             found.append(output.logits[:_PROOF_ROWS, -1].float().cpu())
     return torch.stack(found, 1)
 
@@ -117,18 +117,21 @@ def proof_tokens(vocabulary: int, batch: int, seed: int, first: Iterable[int] = 
     return random_tokens(vocabulary, batch, PROOF_TOKENS, seed + 1, first)
 
 
-def _prefill(side: Side, prompt: Tensor) -> Any:
+def read_prompt(side: Side, prompt: Tensor) -> Any:
+    """The model's output for the whole prompt (batch, tokens), with the cache that it filled."""
     named: dict[str, Any] = {}
     if side.new_cache is not None:
         named["past_key_values"] = side.new_cache()
     return side.prefill(input_ids=prompt, use_cache=True, **named)
 
 
-def _decode(side: Side, token: Tensor, output: Any) -> Any:
+def write_token(side: Side, token: Tensor, output: Any) -> Any:
+    """The model's output for one more token (batch, 1), into the cache of the output before."""
     return side.decode(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
 
 
-def _greedy(output: Any) -> Tensor:
+def choose_token(output: Any) -> Tensor:
+    """The most likely next token (batch, 1)."""
     return output.logits[:, -1:].argmax(-1)
 
 
@@ -140,6 +143,7 @@ def _tracker(side: Side, given: Tensor) -> TensorTracker:
     return tracker
 
 
-def _cache_tensors(cache: Any) -> list[Tensor]:
+def cache_tensors(cache: Any) -> list[Tensor]:
+    """What a cache keeps between two tokens: keys and values, or states."""
     layers = getattr(cache, "layers", ())
     return [value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor)]

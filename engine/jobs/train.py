@@ -15,7 +15,7 @@ from engine.jobs.outcome import Outcome
 from engine.jobs.train_fit import check_fits
 from engine.jobs.train_memory import MEMORY_STEPS, measure_memory
 from engine.jobs.train_proof import prove
-from engine.jobs.train_steps import Report, Side, StepTimes, Trainer, sides_of
+from engine.jobs.train_steps import Report, Side, StepTimes, prepare, sides_of
 from engine.measure.compilation import Compilation
 from engine.measure.process_memory import read_process_memory, reset_peak, return_freed_memory
 from engine.result import Check, Metric, Progress, Sample
@@ -43,7 +43,7 @@ class _Run:
         self.spec, self._report = spec, report
         before = read_process_memory()
         self._rss_before = None if before is None or before.peak_rss_bytes is None else before.rss_bytes
-        self.trainer = Trainer(spec, report)
+        self.trainer = prepare(spec, report)
         self.sides = sides_of(spec)
         self._steps_left = len(self.sides) * (spec.warmup + spec.repeats + MEMORY_STEPS)
         self._step_s: list[float] = []

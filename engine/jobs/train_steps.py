@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from engine import adapters
 from engine.measure.timing import Laps, Timer
 from engine.models import CLASSES, build_model
 from engine.result import Progress
-from engine.spec import FreshAdapter, Optimizer, SpecError, TrainSpec
+from engine.spec import FreshAdapter, Optimizer, SavedAdapter, SpecError, TrainSpec
 from engine.strategies import losses
 from engine.strategies import train as strategies
 
@@ -57,6 +57,19 @@ def sides_of(spec: TrainSpec) -> list[Side]:
     )
     stock = Side("stock")
     return [asked] if dataclasses.replace(asked, variant="stock") == stock else [asked, stock]
+
+
+def prepare(spec: TrainSpec, report: Report) -> Trainer:
+    """The spec's model, built and with its adapter on, and all it needs to take steps.
+
+    Raises:
+        SpecError: if the model cannot be built, PEFT refuses the adapter, or nothing could be trained.
+    """
+    report(Progress("building model"))
+    base = build_model(spec, report)
+    base_ids = {id(parameter) for parameter in base.parameters()}
+    report(Progress("attaching adapter"))
+    return Trainer(spec, attached(base, spec), base_ids)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,17 +109,11 @@ class Watch(Protocol):
 class Trainer:
     """The model of a train spec with its adapter on, ready to take steps."""
 
-    def __init__(self, spec: TrainSpec, report: Report) -> None:
+    def __init__(self, spec: TrainSpec, model: nn.Module, base_ids: Collection[int] = ()) -> None:
         self.spec = spec
         self.device = torch.device(spec.device)
-        report(Progress("building model"))
-        self.base = build_model(spec, report)
-        self.base_ids = {id(parameter) for parameter in self.base.parameters()}
-        if spec.train.gradient_checkpointing and not self.base.supports_gradient_checkpointing:
-            raise SpecError("train.gradient_checkpointing", f"must be false: {spec.model} has none")
-        report(Progress("attaching adapter"))
-        self.model: nn.Module = _attach(self.base, spec)
-        self.model.train()
+        self.model = model
+        self.base_ids = base_ids
         self.batch = random_batch(self.model, spec, spec.train.batch_size, spec.train.context_length)
         self.optimizers: dict[bool, torch.optim.Optimizer] = {}
         self._compiled: Any = None
@@ -291,16 +298,19 @@ def make_optimizer(name: Optimizer, parameters: list[nn.Parameter]) -> torch.opt
     return optimizer
 
 
-def _attach(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
-    """The model with its adapter, or with every parameter trainable where there is none.
+def attached(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
+    """The model in training mode with its adapter, or with every parameter trainable where there is none.
 
     Raises:
-        SpecError: if PEFT refuses the adapter, or nothing could be trained.
+        SpecError: if PEFT refuses the adapter, nothing could be trained, or the model has no checkpointing.
     """
-    if spec.adapter is None:
-        return model.requires_grad_(True)
+    if spec.train.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise SpecError("train.gradient_checkpointing", f"must be false: {spec.model} has none")
+    return (model.requires_grad_(True) if spec.adapter is None else _with_adapter(model, spec, spec.adapter)).train()
+
+
+def _with_adapter(model: PreTrainedModel, spec: TrainSpec, adapter: FreshAdapter | SavedAdapter) -> nn.Module:
     groups = adapters.list_groups(model)
-    adapter = spec.adapter
     config = (
         adapters.peft_config(adapter, groups)
         if isinstance(adapter, FreshAdapter)
@@ -308,16 +318,16 @@ def _attach(model: PreTrainedModel, spec: TrainSpec) -> nn.Module:
     )
     config.task_type = _TASK_TYPES[spec.task]
     torch.manual_seed(spec.seed)
-    attached: Any = adapters.attach(model, adapter, config=config)
+    found: Any = adapters.attach(model, adapter, config=config)
     if not isinstance(adapter, FreshAdapter):
         # PEFT freezes an adapter that it loads.
         if config.is_prompt_learning:
-            attached.prompt_encoder.requires_grad_(True)
+            found.prompt_encoder.requires_grad_(True)
         else:
-            attached.set_adapter(_ADAPTER)
-    if not any(parameter.requires_grad for parameter in attached.parameters()):
+            found.set_adapter(_ADAPTER)
+    if not any(parameter.requires_grad for parameter in found.parameters()):
         raise SpecError("adapter", "leaves nothing to train")
-    return attached
+    return found
 
 
 @contextlib.contextmanager

@@ -22,10 +22,11 @@ TEMPORARY = "temporary"
 
 @dataclasses.dataclass(slots=True)
 class _Storage:
-    """One piece of memory: what it is for, and how many bytes it holds now."""
+    """One piece of memory: what it is for, whose it is, and how many bytes it holds now."""
 
     category: str
     bytes: int
+    origin: str
     alive: weakref.ref[torch.UntypedStorage] | None = None
 
 
@@ -111,6 +112,10 @@ class TensorTracker(TorchDispatchMode):
             if storage is not None and storage.category == TEMPORARY:
                 storage.category = category
 
+    def origin(self, tensor: Tensor) -> str:
+        """Whose memory a tensor seen for the first time holds; a tracker that knows it overrides this."""
+        return ""
+
     def timeline(self, most_moments: int = 300) -> list[Moment]:
         """Live bytes by category over time: every category at each moment, thinned out so that every peak stays.
 
@@ -142,7 +147,7 @@ class TensorTracker(TorchDispatchMode):
         size = memory.nbytes()
         storage = self._storages.get(key)
         if storage is None:
-            storage = _Storage(category, 0)
+            storage = _Storage(category, 0, self.origin(tensor))
             # The callback holds the tracker weakly: a model that outlives it must not keep the history alive.
             owner = weakref.ref(self)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -14,8 +15,8 @@ Inject = Callable[..., None]
 
 
 @contextlib.contextmanager
-def replaced(owner: type, name: str, replacement: Any) -> Iterator[Any]:
-    """Set a class attribute for the time of the block; yields what was there before, inherited or its own."""
+def replaced(owner: type | ModuleType, name: str, replacement: Any) -> Iterator[Any]:
+    """Set an attribute of a class or module for the time of the block; yields what was there, inherited or its own."""
     original = getattr(owner, name)
     was_own = name in vars(owner)
     setattr(owner, name, replacement)

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from engine.strategies.patching import replaced
+
+# Quantised weights are tensors of other types; a fake one stands for a plain one.
+_PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
 @contextlib.contextmanager
@@ -107,7 +111,7 @@ def _fusible(layer: Linear, x: Tensor, arguments: tuple[Any, ...], named: dict[s
     base, name = layer.get_base_layer(), active[0]
     plain = (
         type(base) is nn.Linear
-        and type(base.weight) in (nn.Parameter, Tensor)
+        and type(base.weight) in _PLAIN_TENSORS
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
         and base.weight.dtype == x.dtype

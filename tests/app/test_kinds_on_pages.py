@@ -189,6 +189,7 @@ def test_waiting_runs_of_every_kind_say_what_they_are(open_page: Open, database:
         stored.document("train", adapter=None),
         stored.document("inference", adapter=None),
         {"kind": "inspect", "model": "tiny-test"},
+        {"kind": "predict", "of": [stored.document("train"), stored.document("train", adapter=None)]},
         {"kind": "merge_files", "base": "/models/base", "adapter": "/adapters/mine", "out": "/models/out"},
     )
     shown = words(open_page("queue")).replace("\\", "")
@@ -197,6 +198,7 @@ def test_waiting_runs_of_every_kind_say_what_they_are(open_page: Open, database:
         "Train: Full fine-tuning on TinyLlama 1.1B",
         "Inference: Base model on TinyLlama 1.1B",
         "Inspect",
+        "Predict 2 peaks of TinyLlama 1.1B",
         "Merge files of mine into base",
     ):
         assert title in shown

@@ -71,11 +71,11 @@ def main() -> None:
 
 
 def _trainer(model: str, batch_size: int, **fields: Any) -> Trainer:
-    from engine.jobs.train_steps import Trainer
+    from engine.jobs.train_steps import prepare
     from engine.spec import parse_spec
 
     section = {"context_length": 512, "batch_size": batch_size}
-    trainer = Trainer(parse_spec({"kind": "train", "model": model, "train": section, **fields}), lambda _: None)
+    trainer = prepare(parse_spec({"kind": "train", "model": model, "train": section, **fields}), lambda _: None)
     gc.freeze()
     return trainer
 

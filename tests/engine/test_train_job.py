@@ -14,7 +14,7 @@ from engine import adapters
 from engine.catalog.requirements import has_compiler
 from engine.jobs import run_job
 from engine.jobs.outcome import Outcome
-from engine.jobs.train_steps import Side, Trainer, sides_of
+from engine.jobs.train_steps import Side, prepare, sides_of
 from engine.models import build_model
 from engine.result import Progress
 from engine.spec import FreshAdapter, InitSpec, TrainSpec, parse_spec
@@ -87,7 +87,7 @@ def test_adamw_keeps_twice_the_trained_bytes_and_a_counter_each(
     adapter: dict[str, Any] | None, bytes_each: int
 ) -> None:
     spec = spec_of(adapter=adapter)
-    tensors = len(Trainer(spec, lambda _: None).trained)
+    tensors = len(prepare(spec, lambda _: None).trained)
     result = outcome(adapter=adapter)
     trained = one(result, "trainable_parameters")
     assert one(result, "optimizer_state_bytes") == 2 * trained * bytes_each + 4 * tensors
@@ -153,7 +153,7 @@ def test_accumulation_gives_the_gradients_of_the_mean_and_counts_all_tokens() ->
 
 def test_the_model_is_as_before_when_a_side_is_left() -> None:
     asked = {"gradient_checkpointing": True, "loss_chunks": 3, "sequence_tiles": 3}
-    trainer = Trainer(spec_of(asked, strategy="fused", adapter={"adapter_dtype": "bfloat16"}), lambda _: None)
+    trainer = prepare(spec_of(asked, strategy="fused", adapter={"adapter_dtype": "bfloat16"}), lambda _: None)
     asked_side, stock = sides_of(trainer.spec)
 
     def state() -> list[Any]:
@@ -251,7 +251,7 @@ def test_progress_names_what_is_run_and_knows_what_is_left() -> None:
 
 
 def test_an_error_in_a_step_says_in_which_part() -> None:
-    trainer = Trainer(spec_of(), lambda _: None)
+    trainer = prepare(spec_of(), lambda _: None)
     trainer.batch.input_ids[0, 0] = 10**6
     with pytest.raises((RuntimeError, IndexError)) as caught:
         trainer.step(Side(None))

@@ -15,7 +15,7 @@ from engine.catalog.requirements import problems
 from engine.jobs import run_job
 from engine.jobs.train_fit import needed_bytes
 from engine.jobs.train_memory import measure_memory
-from engine.jobs.train_steps import Side, Trainer
+from engine.jobs.train_steps import Side, prepare
 from engine.measure.free_memory import RESERVE_VARIABLE, free_memory_bytes, reserve_bytes
 from engine.result import Device
 from engine.spec import SpecError, parse_spec
@@ -162,7 +162,7 @@ def test_what_a_step_needs_is_told_from_short_ones(attention: str, adapter: dict
     spec = parse_spec(
         {"kind": "train", "model": "tiny-test", "attention": attention, "adapter": adapter, "train": section}
     )
-    trainer = Trainer(spec, lambda _: None)  # type: ignore[arg-type]
+    trainer = prepare(spec, lambda _: None)  # type: ignore[arg-type]
     needed = needed_bytes(trainer, Side(None))
     found = measure_memory(trainer, Side(None))
     values = {metric.name: metric.value for metric in found.metrics}

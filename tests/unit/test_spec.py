@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.spec import InitSpec, SavedAdapter, SpecError, canonical_json, parse_spec, spec_hash
+from engine.spec import (
+    MEASURED_KINDS,
+    InitSpec,
+    PredictSpec,
+    SavedAdapter,
+    SpecError,
+    canonical_json,
+    parse_spec,
+    spec_hash,
+)
 
 
 def refusal(spec: Any) -> str:
@@ -89,7 +98,7 @@ def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: p
         ({"model": ""}, "model: "),
         (
             {"model": "m", "kind": "trian"},
-            "kind: must be one of init, merge, train, inference, inspect, merge_files, not 'trian'",
+            "kind: must be one of init, merge, train, inference, inspect, predict, merge_files, not 'trian'",
         ),
         ({"model": "m", "modle": 1}, "modle: is not a field of this spec"),
         ({"model": "m", "train": {}}, "train: is not a field of this spec"),
@@ -116,6 +125,13 @@ def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: p
         ({"model": "m", "adapter": {"adapter_dtype": "float16"}}, "adapter.adapter_dtype: must be float32"),
         ({"model": "m", "adapter": 3}, "adapter"),
         ({"model": "m", "adapter": {"type": "prompt_tuning", "target_modules": "mlp"}}, "adapts no modules"),
+        ({"kind": "predict", "of": []}, "of: must hold at least one spec"),
+        ({"kind": "predict", "of": {"model": "m"}}, "of: must be a list of specs, not an object"),
+        ({"kind": "predict", "of": [{"kind": "train"}]}, "of.0.model: is missing"),
+        (
+            {"kind": "predict", "of": [{"model": "m"}, {"kind": "inspect", "model": "m"}]},
+            "of.1.kind: must be one of init, merge, train, inference, not 'inspect'",
+        ),
     ],
 )
 def test_a_spec_that_cannot_work_is_refused_in_one_sentence_naming_the_field(spec: Any, expected: str) -> None:
@@ -125,3 +141,11 @@ def test_a_spec_that_cannot_work_is_refused_in_one_sentence_naming_the_field(spe
 def test_the_canonical_text_is_json_with_every_field() -> None:
     document = json.loads(canonical_json(parse_spec({"model": "tiny-test"})))
     assert set(document) == set(InitSpec.model_fields)
+
+
+def test_a_request_to_predict_keeps_each_spec_as_a_spec_of_its_kind() -> None:
+    specs = [parse_spec({"kind": kind, "model": "tiny-test"}) for kind in MEASURED_KINDS]
+    request = parse_spec({"kind": "predict", "of": [spec.model_dump(mode="json") for spec in specs]})
+    assert isinstance(request, PredictSpec)
+    assert list(request.of) == specs
+    assert parse_spec(canonical_json(request)) == request

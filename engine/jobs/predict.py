@@ -1,0 +1,68 @@
+"""The request that predicts the peak memory of specs. Measures nothing, allocates no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.catalog import requirements
+from engine.jobs.outcome import Outcome
+from engine.predict import Prediction, predict
+from engine.result import Device, Progress
+from engine.spec import Measured, PredictSpec, SpecError, spec_hash
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run(spec: PredictSpec, report: Callable[[Progress], None]) -> Outcome:
+    """Predict each of the request's specs; ``predictions`` of the outcome's ``inspection`` holds one entry for each.
+
+    A spec that cannot be predicted has the reason as its ``error``, and does not keep the others from it.
+    """
+    entries: list[dict[str, Any]] = []
+    start_s = time.perf_counter()
+    for done, one in enumerate(spec.of):
+        eta_s = (time.perf_counter() - start_s) / done * (len(spec.of) - done) if done else None
+        report(Progress("predicting", done, len(spec.of), eta_s))
+        entries.append(entry(one))
+    return Outcome(inspection={"predictions": entries})
+
+
+def single(spec: Measured) -> Outcome:
+    """Predict one spec: its metrics, the course of its memory as samples, and the rest as the ``inspection``.
+
+    Raises:
+        SpecError: one sentence, when it cannot be predicted.
+    """
+    found = checked(spec)
+    return Outcome(metrics=tuple(found.metrics()), samples=tuple(found.samples()), inspection=found.inspection())
+
+
+def entry(spec: Measured) -> dict[str, Any]:
+    """One spec's prediction as JSON-ready values, or the sentence that says why there is none."""
+    try:
+        found = checked(spec)
+    except SpecError as error:
+        return {"spec_hash": spec_hash(spec), "error": {"field": error.field, "text": str(error)}}
+    return {
+        "spec_hash": spec_hash(spec),
+        "error": None,
+        "metrics": [dataclasses.asdict(metric) for metric in found.metrics()],
+        "course": [moment._asdict() for moment in found.highest.course],
+        **found.inspection(),
+    }
+
+
+def checked(spec: Measured) -> Prediction:
+    """Predict a spec after checking all that needs no model. The device need not be here.
+
+    Raises:
+        SpecError: one sentence.
+    """
+    kind: Any = spec.device.partition(":")[0]
+    there = Device(spec.device, kind, spec.device, 0, _DTYPES)
+    for problem in requirements.problems(spec, [there], None):
+        raise problem
+    return predict(spec)

@@ -1,0 +1,195 @@
+"""Predict the peak memory of a job and what it is for, without its hardware and without allocating its weights.
+
+The job's own code runs under fake tensors over two shallow models (``engine.prediction``); what it would do over all
+blocks follows from these, to the byte. Nothing is measured, and no weight is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from engine.measure.breakdown import CATEGORIES
+from engine.models import build_meta, model_config
+from engine.prediction import inference, train
+from engine.prediction.blame import explained
+from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
+from engine.prediction.fake import block_kinds, with_depth
+from engine.prediction.sameness import blocks_differ
+from engine.prediction.stream import Moment, Part, Peak, Stream, course, joined, peak
+from engine.result import Metric, Sample
+from engine.spec import InferenceSpec, Measured, SpecError, TrainSpec
+
+History = tuple[Part, Stream]
+Record = Callable[[PretrainedConfig], tuple[History, ...]]
+"""Records a job over a model of this config: stretches of its history that follow each other."""
+_TENSORS_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensors:
+    """Live bytes at the peak of one category that one module (the same one in all blocks) accounts for."""
+
+    category: str
+    module: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """The peak of one form of the model, by the variant that a measured run has it under, and its memory's course."""
+
+    variant: str | None
+    peak: Peak
+    course: tuple[Moment, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """The peak of a job in each form that it has, what there is to say of it, and how long predicting it took.
+
+    Only inference has more than one form of the model.
+    """
+
+    forms: tuple[Form, ...]
+    notes: tuple[str, ...]
+    predict_time_s: float
+
+    @property
+    def highest(self) -> Form:
+        """The form with the highest peak."""
+        return max(self.forms, key=lambda form: form.peak.total_bytes)
+
+    @property
+    def peak(self) -> Peak:
+        """The highest peak."""
+        return self.highest.peak
+
+    @property
+    def largest(self) -> list[Tensors]:
+        """What takes most at the peak, by category and module, largest first."""
+        found = [Tensors(category, module, size) for (category, module), size in self.peak.origins.items()]
+        return sorted(found, key=lambda tensors: tensors.bytes, reverse=True)[:_TENSORS_SHOWN]
+
+    def metrics(self) -> Iterator[Metric]:
+        """The peaks and their parts under the names that a measured run gives them."""
+        for form in self.forms:
+            yield Metric("peak_bytes", "bytes", form.peak.total_bytes, form.variant)
+            for category, size in form.peak.bytes.items():
+                yield Metric(f"{category.replace(' ', '_')}_bytes", "bytes", size, form.variant)
+        yield Metric("predict_time_s", "s", self.predict_time_s)
+
+    def samples(self) -> Iterator[Sample]:
+        """The highest form's course; the time of a sample is the number of the change, as nothing took any time."""
+        for moment in self.highest.course:
+            for category, size in moment.bytes.items():
+                yield Sample("tensors", float(moment.number), moment.part, category, size)
+
+    def inspection(self) -> dict[str, Any]:
+        """What is neither a metric nor a sample: where the highest peak is, what it consists of, and notes."""
+        return {
+            "peak_variant": self.highest.variant,
+            "peak_part": self.peak.part,
+            "top_tensors": [dataclasses.asdict(tensors) for tensors in self.largest],
+            "notes": list(self.notes),
+        }
+
+
+def predict(spec: Measured) -> Prediction:
+    """Predict one spec's peak.
+
+    Raises:
+        SpecError: one sentence, when the model cannot be built, PEFT refuses the adapter, or what the spec asks for is
+            not predicted.
+    """
+    start_s = time.perf_counter()
+    found = [(variant, *_recorded(spec, record)) for variant, record in _recorders(spec).items()]
+    forms = [
+        Form(variant, _with_all_categories(spec, peak(before, parts)), tuple(course(before, parts)))
+        for variant, before, parts, _ in found
+    ]
+    notes = dict.fromkeys(note for *_, note in found)
+    return Prediction(tuple(forms), tuple(notes), time.perf_counter() - start_s)
+
+
+def history(spec: Measured, variant: str | None = None) -> History:
+    """What is alive before the counted parts of the job in one form, and these parts, at the model's full depth.
+
+    Raises:
+        SpecError: as :func:`predict`.
+        KeyError: if the job has no such form.
+    """
+    before, parts, _ = _recorded(spec, _recorders(spec)[variant])
+    return before, parts
+
+
+def _recorders(spec: Measured) -> dict[str | None, Record]:
+    """What records each form of a spec's job.
+
+    Raises:
+        SpecError: one sentence on the field that keeps the spec from being predicted.
+    """
+    for field, sentence in _not_predicted(spec).items():
+        raise SpecError(field, sentence)
+    if isinstance(spec, TrainSpec):
+        return {None: lambda config: (train.record(spec, config),)}
+    assert isinstance(spec, InferenceSpec)
+    return {form: functools.partial(inference.record, spec, form) for form in inference.forms(spec)}
+
+
+def _recorded(spec: Measured, record: Record) -> tuple[Part, Stream, str]:
+    """The history at full depth, and a note on the depth at which it was seen."""
+    config = model_config(spec.model)
+    with explained(spec):
+        return _at_full_depth(config, _depths_for(spec), record)
+
+
+def _with_all_categories(spec: Measured, found: Peak) -> Peak:
+    """A training step's peak with all categories that a measured one has, those of nothing too."""
+    if not isinstance(spec, TrainSpec):
+        return found
+    return dataclasses.replace(found, bytes={name: found.bytes.get(name, 0) for name in CATEGORIES})
+
+
+def _not_predicted(spec: Measured) -> dict[str, str]:
+    """The fields of a spec that keep it from being predicted, and what would be right."""
+    found = {}
+    if not isinstance(spec, TrainSpec | InferenceSpec):
+        found["kind"] = f"must be train or inference to be predicted, not {spec.kind}"
+    if spec.device != "cpu":
+        found["device"] = f"must be cpu to be predicted, not {spec.device}"
+    if isinstance(spec, TrainSpec) and spec.strategy == "compiled":
+        found["strategy"] = "must be stock to be predicted: what compiled code allocates nothing can follow"
+    if spec.quantization is not None:
+        found["quantization"] = f"must be null to be predicted, not {spec.quantization}"
+    return found
+
+
+def _depths_for(spec: Measured) -> Depths | None:
+    return None if spec.adapter is not None and blocks_differ(spec.adapter) else _depths(spec.model)
+
+
+@functools.lru_cache(maxsize=64)
+def _depths(model: str) -> Depths | None:
+    return depths(block_kinds(build_meta(model)))
+
+
+def _at_full_depth(config: PretrainedConfig, found: Depths | None, record: Record) -> tuple[Part, Stream, str]:
+    if found is not None:
+        times = found.further_periods
+        try:
+            pairs = zip(*(record(with_depth(config, depth)) for depth in (found.shallow, found.deeper)), strict=True)
+            histories = [(deepen_net(few[0], more[0], times), deepen(few[1], more[1], times)) for few, more in pairs]
+            return *_one(histories), f"seen over {found.shallow} and {found.deeper} blocks; all others do the same"
+        except NotRepeating:
+            pass
+    return *_one(record(config)), "seen over all blocks"
+
+
+def _one(histories: Sequence[History]) -> History:
+    return functools.reduce(lambda first, second: joined(first, second, "between"), histories)

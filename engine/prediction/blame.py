@@ -1,0 +1,57 @@
+"""One sentence for a model or an adapter whose code cannot run without values. Predicts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator
+
+from engine import catalog
+from engine.spec import FreshAdapter, Measured, SpecError
+
+_OPERATION = re.compile(r"aten(?:::|\.)\w+|\w+::\w+|\w+Backward0")
+# Of sparse tensors the gradient has as many elements as there are values, and fake ones have none.
+_WITHOUT_VALUES = re.compile(r"meta tensor|'Meta' backend|fake ?tensor|data.dependent|invalid gradient", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def explained(spec: Measured) -> Iterator[None]:
+    """Turn what PyTorch says of an operation that needs values, in the block, into a sentence on model or adapter.
+
+    Raises:
+        SpecError: naming the operation.
+    """
+    try:
+        yield
+    except SpecError as error:
+        # PEFT's refusals are sentences already; but not what PyTorch says while PEFT attaches.
+        if error.__cause__ is None or not _needs_values(error.__cause__):
+            raise
+        raise _sentence(spec, error.__cause__) from error
+    except RuntimeError as error:
+        raise _sentence(spec, error) from error
+
+
+def _needs_values(error: BaseException) -> bool:
+    return getattr(error, "func", None) is not None or bool(_WITHOUT_VALUES.search(str(error)))
+
+
+def _sentence(spec: Measured, error: BaseException) -> SpecError:
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if "/peft/" in frame.filename or "/transformers/" in frame.filename]
+    named = str(getattr(error, "func", None) or "") or next(iter(_OPERATION.findall(str(error))), "")
+    operation = named or (theirs[-1].name if theirs else "an operation")
+    adapter = spec.adapter
+    # Errors of the backward pass come from no one's code; models that fail there are not known, adapters are.
+    if adapter is None or (theirs and "/peft/" not in theirs[-1].filename):
+        field, what = "model", spec.model
+    elif isinstance(adapter, FreshAdapter):
+        field, what = "adapter.type", catalog.adapter_type(adapter.type).label
+    else:
+        field, what = "adapter.path", "this adapter"
+    if not _needs_values(error):
+        return SpecError(field, f"{what} cannot be predicted: {' '.join(str(error).split())[:200].rstrip('.')}")
+    return SpecError(
+        field, f"{what} cannot be predicted: what {operation} gives depends on values, and a prediction has none"
+    )

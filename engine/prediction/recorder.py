@@ -1,0 +1,80 @@
+"""Records a job's history of memory: the tracker of measured runs, told which module a tensor was made in."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from engine.measure.breakdown import StepTracker
+from engine.prediction.fake import origins
+from engine.prediction.stream import Change, Part, Stream
+
+
+@contextlib.contextmanager
+def no_chance_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage at moments that depend on what ran before, in the block."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+class Recorder(StepTracker):
+    """Follows a job on one model; ``parts`` is what it saw, with the module in which each storage was first seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._origin_of = origins(model)
+        self._names = {id(module): self._origin_of(name) for name, module in model.named_modules()}
+        self._inside: list[str] = [""]
+        self._owners = {
+            id(tensor): self._origin_of(name) for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        super().__init__(model)
+
+    def begin(self, phase: str) -> None:
+        """Say that a part begins now. What only reference cycles still held is gone by then."""
+        gc.collect()
+        super().begin(phase)
+
+    @contextlib.contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Know which module runs, for as long as the block lasts."""
+        handles = []
+        for module in self._model.modules():
+            handles.append(module.register_forward_pre_hook(self._entering(self._names[id(module)])))
+            handles.append(module.register_forward_hook(self._leaving(), always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def origin(self, tensor: Tensor) -> str:
+        """The parameter's own name, or the module that runs when the storage is first seen; "" outside of all."""
+        return self._owners.get(id(tensor)) or self._inside[-1]
+
+    def parts(self) -> Stream:
+        """Everything since the recorder was made: a part before the first that was begun, then one for each."""
+        changes = [Change(storage.category, storage.origin, change) for _, storage, change in self._events]
+        starts = [0, *(first for first, _, _ in self._phases)]
+        ends = [*starts[1:], len(changes)]
+        names = ["before", *(name for _, _, name in self._phases)]
+        return tuple(
+            Part(name, tuple(changes[start:end])) for name, start, end in zip(names, starts, ends, strict=True)
+        )
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        return lambda *_: self._inside.append(name)
+
+    def _leaving(self) -> Callable[..., None]:
+        def leave(*_: object) -> None:
+            self._inside.pop()
+
+        return leave

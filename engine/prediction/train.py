@@ -1,0 +1,60 @@
+"""The history of a training step's memory, recorded from the real step under fake tensors.
+
+Forward and backward run once; the update runs twice, because optimizers make their state in the first, and the peak of
+training is that of a later step. What the state takes is there from the beginning of the step that is given.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig
+
+from engine.jobs.train_steps import Trainer, attached, sides_of
+from engine.measure.breakdown import OPTIMIZER_STATE
+from engine.models import build_meta
+from engine.prediction.attaching import attaching
+from engine.prediction.fake import Numbers, counted, decided, fake_
+from engine.prediction.recorder import Recorder, no_chance_collection
+from engine.prediction.stream import Part, Stream, net
+from engine.spec import TrainSpec
+
+
+def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
+    """What is alive before a training step (from the second on), and the step's parts.
+
+    Raises:
+        SpecError: one sentence, when the model cannot be built or PEFT refuses the adapter.
+    """
+    device = torch.device(spec.device)
+    base = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, config, spec.task)
+    with attaching():
+        model = attached(base, spec)
+    mode = FakeTensorMode()
+    fake_(model, mode, device)
+    side = sides_of(spec)[0]
+    with no_chance_collection(), decided(), mode, Numbers(counted(spec)):
+        trainer = Trainer(spec, model)
+        with trainer.active(side):
+            recorder = Recorder(model)
+            with recorder, recorder.watching_recomputation(), recorder.following_modules():
+                for _ in range(spec.train.accumulation):
+                    recorder.begin("forward")
+                    loss = trainer.loss(side)
+                    recorder.forward_ended()
+                    recorder.begin("backward")
+                    loss.backward()
+                    del loss
+                    recorder.backward_ended()
+                optimizer = trainer.optimizer(side)
+                recorder.begin("first update")
+                optimizer.step()
+                recorder.optimizer_ended(optimizer)
+                recorder.begin("optimizer")
+                optimizer.step()
+                recorder.begin("release")
+                optimizer.zero_grad(set_to_none=True)
+    before, *parts = recorder.parts()
+    state = [change for part in parts if part.name == "first update" for change in part.changes]
+    kept = net("before", [before, Part("state", tuple(c for c in state if c.category == OPTIMIZER_STATE))])
+    return kept, tuple(part for part in parts if part.name != "first update")
