@@ -65,7 +65,11 @@ def test_only_fields_that_differ_are_named() -> None:
 
 
 def test_a_run_without_a_recorded_environment_does_not_differ_in_it() -> None:
-    flats = {1: {"environment.cpu": "A", "a": 1}, 2: {"a": 1}, 3: {"environment.cpu": "A", "environment.gpus": "B"}}
+    flats = {
+        1: {"environment.cpu": "A", "a": 1},
+        2: {"a": 1},
+        3: {"environment.cpu": "A", "environment.gpus": "B", "a": 1},
+    }
     assert fields.differing(flats) == ["environment.gpus"]
 
 
