@@ -16,11 +16,15 @@ from peft import peft_model
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.shira.layer import ShiraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.tuners.unilora.model import UniLoraModel
 from torch import Tensor, nn
 
 from engine.prediction.fake import Numbers
 from engine.strategies.patching import replaced
+
+try:
+    from peft.tuners.unilora.model import UniLoraModel
+except ImportError:  # a type that came later than the oldest PEFT
+    UniLoraModel = None
 
 
 @contextlib.contextmanager
@@ -36,11 +40,12 @@ def attaching() -> Iterator[None]:
             replaced(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", _in_the_dtype_of_the_base),
             replaced(torch, "randperm", _any_order),
             replaced(ShiraLayer, "update_layer", _without_mask(ShiraLayer.update_layer)),
-            replaced(UniLoraModel, "_assign_unilora_indices_and_scales", _uni_lora_scales),
             replaced(peft_model, "load_peft_weights", lambda *_, **__: {}),
             replaced(peft_model, "set_peft_model_state_dict", _nothing_to_load),
         ):
             stack.enter_context(context)
+        if UniLoraModel is not None:
+            stack.enter_context(replaced(UniLoraModel, "_assign_unilora_indices_and_scales", _uni_lora_scales))
         yield
 
 

@@ -17,13 +17,14 @@ from engine.spec import FreshAdapter, SpecError, parse_spec
 ROOT = Path(__file__).resolve().parents[2]
 # What PEFT 0.18.1 has of the names that the engine imports from PEFT, looked up with that version installed.
 IN_OLDEST = {
-    "peft": {"LNTuningModel", "PeftConfig", "PeftModel", "PeftType", "TaskType", "get_peft_model"},
+    "peft": {"LNTuningModel", "PeftConfig", "PeftModel", "PeftType", "TaskType", "get_peft_model", "peft_model"},
     "peft.mapping": {"PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"},
     "peft.tuners._buffer_dict": {"BufferDict"},
     "peft.tuners.lora": {"variants"},
     "peft.tuners.lora.dora": {"DoraEmbeddingLayer", "DoraLinearLayer"},
     "peft.tuners.lora.layer": {"Embedding", "Linear", "ParamWrapper"},
     "peft.tuners.lora.variants": {"DoraEmbeddingVariant", "DoraLinearVariant"},
+    "peft.tuners.shira.layer": {"ShiraLayer"},
     "peft.tuners.tuners_utils": {
         "BaseTuner",
         "BaseTunerLayer",

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine import catalog
 from engine.adapters import attach
 from engine.jobs.train_memory import measure_memory
 from engine.jobs.train_steps import prepare, sides_of
@@ -42,15 +41,13 @@ def predicted(spec: TrainSpec) -> dict[str, float]:
 
 # They compute with sparse tensors.
 NOT_PREDICTED = {"frod": "", "shira": "Sparse"}
-TYPES = [
-    entry.id
-    for entry in catalog.adapter_types().values()
-    if entry.unavailable_reason is None and "train" not in entry.cannot and entry.id not in NOT_PREDICTED
-]
+# One of each way in which types differ for a prediction: a loss of their own, numbers read while attaching, indices
+# kept beside the parameters, random choices, virtual tokens, vectors that layers share.
+TYPES = ("adalora", "boft", "cpt", "fourierft", "ln_tuning", "prefix_tuning", "unilora", "vblora", "waveft")
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_adapter_type_is_predicted_to_the_byte(kind: str) -> None:
+def test_adapters_of_all_sorts_are_predicted_to_the_byte(kind: str) -> None:
     spec = spec_of("tiny-test", adapter={"type": kind})
     assert predicted(spec) == measured(spec)
 
@@ -67,10 +64,7 @@ def test_a_type_that_needs_values_is_refused_in_one_sentence_naming_the_operatio
 @pytest.mark.parametrize(
     ("adapter", "differ"),
     [
-        (None, False),
         ({}, False),
-        ({"target_modules": ["q_proj", "v_proj"]}, False),
-        ({"target_modules": ["0.self_attn.q_proj", "1.self_attn.q_proj"]}, True),
         ({"target_modules": r".*layers\.[0-2]\..*q_proj"}, True),
         ({"options": {"rank_pattern": {"layers.1.self_attn.q_proj": 4}}}, True),
         ({"type": "adaption_prompt", "options": {"adapter_layers": 3}}, True),
@@ -88,28 +82,22 @@ def test_an_adapter_of_some_blocks_alone_is_followed_over_all_of_them(
     assert predicted(spec) == measured(spec)
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_a_saved_adapter_is_predicted_to_the_byte(tmp_path: Path, low_cpu_mem_usage: bool) -> None:
+def test_a_saved_adapter_is_predicted_to_the_byte(tmp_path: Path) -> None:
     fresh = spec_of()
     assert fresh.adapter is not None
     attach(build_model(fresh), fresh.adapter).save_pretrained(str(tmp_path))
-    spec = spec_of(adapter={"path": str(tmp_path), "low_cpu_mem_usage": low_cpu_mem_usage})
+    spec = spec_of(adapter={"path": str(tmp_path)})
     assert predicted(spec) == measured(spec)
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"adapter": None},
         {"adapter": None, "dtype": "float32", "train": {"optimizer": "adafactor"}},
-        {"adapter": None, "train": {"optimizer": "sgd", "gradient_checkpointing": True}},
         {"adapter": {"options": {"use_dora": True}}},
         {"adapter": {"adapter_dtype": "bfloat16"}},
-        {"adapter": {"dropout": 0.1, "rank": 4, "target_modules": "qv"}},
         {"adapter": {"target_modules": "lm_head"}},
         {"attention": "eager", "train": {"batch_size": 3}},
-        {"strategy": "fused"},
-        {"train": SAVERS},
         {"strategy": "fused", "train": {**SAVERS, "accumulation": 2}},
         {"task": "sequence_classification"},
     ],
@@ -120,15 +108,13 @@ def test_every_way_to_train_is_predicted_to_the_byte(fields: dict[str, Any]) -> 
     assert predicted(spec) == measured(spec)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "smollm2-135m"])
-def test_other_architectures_are_predicted_to_the_byte(model: str) -> None:
-    assert predicted(spec_of(model)) == measured(spec_of(model))
+def test_another_architecture_is_predicted_to_the_byte() -> None:
+    assert predicted(spec_of("gpt2")) == measured(spec_of("gpt2"))
 
 
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        ("gemma-2-9b", {"attention": "eager"}),
         ("mixtral-8x7b", {}),
         # A long context: the peak is in the forward pass. A short one: in the update.
         ("qwen2.5-0.5b", {"adapter": None, "train": {"context_length": 2048, "loss_chunks": 8}}),

@@ -62,15 +62,11 @@ DORA = {"options": {"use_dora": True}}
     [
         {},
         {"adapter": DORA},
-        {"adapter": None},
-        {"adapter": {"type": "ia3"}},
         {"adapter": {"type": "prefix_tuning"}},
-        {"adapter": {"type": "prompt_tuning"}},
         {"strategy": "fused", "inference": {"batch_size": 2}},
         {"strategy": "dora_cached", "adapter": DORA},
         {"inference": {"adapters": 2, "batch_size": 2, "variants": ["adapter"]}},
         {"dtype": "float32", "attention": "eager"},
-        {"model": "gpt2"},
     ],
     ids=str,
 )
@@ -79,7 +75,7 @@ def test_every_form_of_the_model_is_predicted_to_the_byte(fields: dict[str, Any]
     assert predicted(spec) == measured(spec)
 
 
-@pytest.mark.parametrize("new_tokens", [1, 2, 3, 40])
+@pytest.mark.parametrize("new_tokens", [1, 40])
 def test_the_cache_has_the_length_that_it_has_at_the_last_token(new_tokens: int) -> None:
     spec = spec_of(adapter=None, inference={"prompt_tokens": 2, "new_tokens": new_tokens, "batch_size": 8})
     assert predicted(spec) == measured(spec)
@@ -111,8 +107,7 @@ def test_the_cache_takes_keys_and_values_by_batch_and_length() -> None:
     assert cache_bytes(512, 4) == 512 * 4 * per_token
 
 
-@pytest.mark.parametrize(("model", "form"), [("qwen2.5-0.5b", "adapter"), ("gemma-2-9b", "base")])
-def test_two_shallow_models_give_the_full_depth_to_the_byte(model: str, form: str) -> None:
-    spec = spec_of(model)
-    full = inference.record(spec, form, model_config(model))
-    assert peak(*history(spec, form)) == peak(*joined(*full, "between"))
+def test_two_shallow_models_give_the_full_depth_to_the_byte() -> None:
+    spec = spec_of("qwen2.5-0.5b")
+    full = inference.record(spec, "adapter", model_config("qwen2.5-0.5b"))
+    assert peak(*history(spec, "adapter")) == peak(*joined(*full, "between"))
