@@ -19,7 +19,7 @@ from engine.spec import SpecError, TrainSpec, parse_spec
 SAVERS = {"gradient_checkpointing": True, "loss_chunks": 3, "sequence_tiles": 2}
 
 
-def spec_of(model: str = "minimind-26m", **fields: Any) -> TrainSpec:
+def spec_of(model: str = "tiny-test", **fields: Any) -> TrainSpec:
     section = {"context_length": 24, **fields.pop("train", {})}
     spec = parse_spec({"kind": "train", "model": model, "train": section, **fields})
     assert isinstance(spec, TrainSpec)
@@ -74,7 +74,7 @@ def test_a_type_that_needs_values_is_refused_in_one_sentence_naming_the_operatio
 def test_an_adapter_of_some_blocks_alone_is_followed_over_all_of_them(
     adapter: dict[str, Any] | None, differ: bool
 ) -> None:
-    spec = spec_of(adapter=adapter)
+    spec = spec_of("minimind-26m", adapter=adapter)
     found = predict(spec)
     assert found.notes == (
         ("seen over all blocks",) if differ else ("seen over 2 and 3 blocks; all others do the same",)

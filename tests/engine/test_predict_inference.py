@@ -20,7 +20,7 @@ from engine.prediction.stream import joined, peak
 from engine.spec import InferenceSpec, parse_spec
 
 
-def spec_of(model: str = "minimind-26m", **fields: Any) -> InferenceSpec:
+def spec_of(model: str = "tiny-test", **fields: Any) -> InferenceSpec:
     section = {"prompt_tokens": 24, "new_tokens": 6, **fields.pop("inference", {})}
     spec = parse_spec({"kind": "inference", "model": model, "inference": section, **fields})
     assert isinstance(spec, InferenceSpec)
