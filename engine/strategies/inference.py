@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
@@ -22,6 +21,10 @@ from engine.strategies.row_norms import unrounded_row_norms
 
 _HALF = (torch.bfloat16, torch.float16)
 Forward = Callable[..., Tensor]
+# Rows (n, in) to rows (n, out).
+Product = Callable[[Tensor], Tensor]
+# A layer's input to its rows (n, in) and their ``x Aᵀ`` (n, rank).
+Down = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @contextlib.contextmanager
@@ -64,7 +67,7 @@ class _Folded:
 
     layer: LoraLinear
     name: str
-    base: Forward
+    base: Product
     a: Tensor
     b_rows: Tensor
     row_scale: Tensor | None
@@ -102,7 +105,7 @@ def _fold(layer: Any, adapter_name: str | None) -> _Folded | None:
     return _Folded(
         layer=layer,
         name=name,
-        base=_base_forward(base),
+        base=_base_product(base),
         a=a.weight.detach().to(dtype),
         # A product of one row with a contiguous Bᵀ takes half as long on a CPU as with B as PEFT keeps it.
         b_rows=folded_b.to(dtype).T.contiguous(),
@@ -117,12 +120,13 @@ def _is_plain(base: Any) -> bool:
     return plain and not base._forward_hooks and not base._forward_pre_hooks and "forward" not in base.__dict__
 
 
-def _base_forward(base: Any) -> Forward:
-    if isinstance(base, nn.Linear):
-        weight, bias = base.weight, base.bias
-        # A call of the module itself costs as much Python as the product of a small layer.
-        return lambda x: F.linear(x, weight, bias)
-    return base.forward
+def _base_product(base: Any) -> Product:
+    """The base layer on rows (n, in). A plain product of matrices: what nn.Linear does for batches of sequences, and a
+    call of the module itself, cost as much as the product of a small layer."""
+    weight, bias = (base.weight.T if isinstance(base, nn.Linear) else base.weight), base.bias
+    if bias is None:
+        return lambda rows: torch.mm(rows, weight)
+    return lambda rows: torch.addmm(bias, rows, weight)
 
 
 def _shared_inputs(model: nn.Module, parts: Sequence[_Folded]) -> Iterable[list[_Folded]]:
@@ -165,75 +169,78 @@ def _transformers_model(model: Any) -> Any:
 
 def _forwards(group: Sequence[_Folded]) -> list[Forward]:
     """A forward function for each layer of a group; the first one's product serves all the others."""
-    stacked = torch.cat([part.a for part in group])
     ranks = [part.a.shape[0] for part in group]
+    stacked = torch.cat([part.a for part in group]).T
     shared = _Shared()
-    forwards = []
-    for position, part in enumerate(group):
-        # Rows of the stacked matrix, so that a layer called with another input needs no copy of A.
-        start = sum(ranks[:position])
-        own = stacked[start : start + ranks[position]]
-        down = _down(stacked, own, ranks, position, shared)
-        forwards.append(_guarded(part, _up(part, down)))
-    return forwards
+    return [_guarded(part, _up(part, _down(stacked, ranks, position, shared))) for position, part in enumerate(group)]
 
 
 @dataclasses.dataclass(slots=True)
 class _Shared:
-    """The input that the first layer of a group saw last, and ``x Aᵀ`` for each of them; cleared by the last one."""
+    """The input that the first layer of a group saw last, and what came of it for each; cleared by the last one."""
 
     x: Tensor | None = None
+    rows: Tensor | None = None
     products: Sequence[Tensor] = ()
 
 
-def _down(stacked: Tensor, own: Tensor, ranks: Sequence[int], position: int, shared: _Shared) -> Forward:
-    """``x Aᵀ`` (..., rank) of one layer of a group."""
-    dtype = stacked.dtype
+def _down(stacked: Tensor, ranks: Sequence[int], position: int, shared: _Shared) -> Down:
+    """``x Aᵀ`` of one layer of a group; ``stacked`` is (in, all ranks)."""
+    inputs, dtype = stacked.shape[0], stacked.dtype
     last = position == len(ranks) - 1
+    # Columns of the stacked matrix, so that a layer called with another input needs no copy of A.
+    own = stacked.split(list(ranks), 1)[position]
 
-    def alone(x: Tensor) -> Tensor:
-        return F.linear(x if x.dtype == dtype else x.to(dtype), own)
+    def alone(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, inputs)
+        return rows, torch.mm(rows.to(dtype), own)
 
-    def leader(x: Tensor) -> Tensor:
-        products = F.linear(x if x.dtype == dtype else x.to(dtype), stacked).split(ranks, -1)
-        shared.x, shared.products = x, products
-        return products[0]
+    def leader(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, inputs)
+        products = torch.mm(rows.to(dtype), stacked).split(ranks, 1)
+        shared.x, shared.rows, shared.products = x, rows, products
+        return rows, products[0]
 
-    def follower(x: Tensor) -> Tensor:
-        if x is not shared.x:
+    def follower(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = shared.rows
+        if x is not shared.x or rows is None:
             return alone(x)
         product = shared.products[position]
         if last:
-            shared.x, shared.products = None, ()
-        return product
+            shared.x, shared.rows, shared.products = None, None, ()
+        return rows, product
 
     if len(ranks) == 1:
         return alone
     return leader if position == 0 else follower
 
 
-def _up(part: _Folded, down: Forward) -> Forward:
+def _up(part: _Folded, down: Down) -> Forward:
     """The whole layer: its base product, and what the adapter adds to it."""
     base, b_rows, row_scale, shift = part.base, part.b_rows, part.row_scale, part.shift
-    dtype = part.layer.base_layer.weight.dtype
-    b, rank = b_rows.T, b_rows.shape[0]
+    dtype, outputs = part.layer.base_layer.weight.dtype, b_rows.shape[1]
+
+    def change(low: Tensor) -> Tensor:
+        return torch.mm(low, b_rows) if shift is None else torch.addmm(shift, low, b_rows)
 
     def scaled(x: Tensor) -> Tensor:
-        change = F.linear(down(x), b, shift)
-        return torch.addcmul(change, base(x).to(change.dtype), row_scale).to(dtype)  # type: ignore[arg-type]
+        rows, low = down(x)
+        changed = change(low)
+        summed = torch.addcmul(changed, base(rows).to(changed.dtype), row_scale)  # type: ignore[arg-type]
+        return summed.to(dtype).view(*x.shape[:-1], outputs)
 
     def added(x: Tensor) -> Tensor:
+        rows, low = down(x)
         # Adding in place rounds the sum once, as PEFT does, and needs no third tensor.
-        return base(x).add_(F.linear(down(x), b, shift))
+        return base(rows).add_(change(low)).view(*x.shape[:-1], outputs)
 
     def accumulated(x: Tensor) -> Tensor:
-        result = base(x)
-        result.view(-1, result.shape[-1]).addmm_(down(x).reshape(-1, rank), b_rows)
-        return result
+        rows, low = down(x)
+        return base(rows).addmm_(low, b_rows).view(*x.shape[:-1], outputs)
 
     if row_scale is not None:
         return scaled
-    return added if shift is not None or b.dtype != dtype else accumulated
+    return added if shift is not None or b_rows.dtype != dtype else accumulated
 
 
 def _guarded(part: _Folded, quick: Forward) -> Forward:
