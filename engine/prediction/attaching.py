@@ -22,9 +22,9 @@ from engine.prediction.fake import Numbers
 from engine.strategies.patching import replaced
 
 try:
-    from peft.tuners.unilora.model import UniLoraModel
+    from peft.tuners.unilora import model as unilora
 except ImportError:  # a type that came later than the oldest PEFT
-    UniLoraModel = None
+    unilora = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def attaching() -> Iterator[None]:
             replaced(peft_model, "set_peft_model_state_dict", _nothing_to_load),
         ):
             stack.enter_context(context)
-        if UniLoraModel is not None:
-            stack.enter_context(replaced(UniLoraModel, "_assign_unilora_indices_and_scales", _uni_lora_scales))
+        if unilora is not None:
+            stack.enter_context(replaced(unilora.UniLoraModel, "_assign_unilora_indices_and_scales", _uni_lora_scales))
         yield
 
 
@@ -79,7 +79,7 @@ def _without_mask(original: Any) -> Any:
     return update_layer
 
 
-def _uni_lora_scales(self: UniLoraModel, adapter_name: str) -> None:
+def _uni_lora_scales(self: Any, adapter_name: str) -> None:
     """Uni-LoRA counts how often each entry of its vector is used; a scale for each place comes of it in any case."""
     for layer in self._iter_unilora_layers():
         if adapter_name in layer.unilora_indices_A:

@@ -218,7 +218,8 @@ def _down(stacked: Tensor, ranks: Sequence[int], position: int, shared: _Shared)
 def _up(part: _Folded, down: Down) -> Forward:
     """The whole layer: its base product, and what the adapter adds to it."""
     base, b_rows, row_scale, shift = part.base, part.b_rows, part.row_scale, part.shift
-    dtype, outputs = part.layer.base_layer.weight.dtype, b_rows.shape[1]
+    weight: Any = part.layer.base_layer.weight
+    dtype, outputs = weight.dtype, b_rows.shape[1]
 
     def change(low: Tensor) -> Tensor:
         return torch.mm(low, b_rows) if shift is None else torch.addmm(shift, low, b_rows)
