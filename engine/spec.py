@@ -6,7 +6,9 @@ machine or on the model's modules is checked by ``engine.catalog.requirements``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -27,6 +29,9 @@ Quantization = Literal["int8", "nf4"]
 Optimizer = Literal["adamw", "sgd", "adafactor", "adamw_8bit"]
 Variant = Literal["base", "adapter_disabled", "adapter", "merged"]
 VARIANTS: tuple[Variant, ...] = ("base", "adapter_disabled", "adapter", "merged")
+PREDICTOR_VERSION = 1
+"""Goes up with every change after which a prediction may come out otherwise: stored ones are then made anew."""
+_NOT_PREDICTED_BY = {"repeats", "warmup", "seed", "threads", "timeout_s", "memory_limit_bytes", "node", "weights"}
 
 
 class SpecError(ValueError):
@@ -298,10 +303,11 @@ Measured = InitSpec | MergeSpec | TrainSpec | InferenceSpec
 
 
 class PredictSpec(Frozen):
-    """Predict the peak memory of measured specs, one after another. A request: it measures nothing."""
+    """Predict the peak memory of measured specs, one after another, on a card if one is named. Measures nothing."""
 
     kind: Literal["predict"] = "predict"
     of: tuple[Measured, ...] = Field(max_length=1000)
+    card: str | None = None
     timeout_s: float = Field(default=3600, gt=0, le=7 * 86400)
     memory_limit_bytes: None = None
     device: Literal["cpu"] = "cpu"
@@ -314,6 +320,16 @@ class PredictSpec(Frozen):
         if not value:
             raise SpecError("of", "must hold at least one spec")
         return tuple(_measured(item, number) for number, item in enumerate(value))
+
+    @field_validator("card")
+    @classmethod
+    def _card_exists(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                catalog.card(value)
+            except catalog.UnknownEntry as error:
+                raise SpecError("card", str(error)) from None
+        return value
 
 
 def _measured(item: Any, number: int) -> Any:
@@ -374,6 +390,39 @@ def canonical_json(spec: Spec) -> str:
 def spec_hash(spec: Spec) -> str:
     """SHA-256 of the canonical JSON, as 64 hexadecimal digits. Replicas share it."""
     return hash_of(spec.model_dump(mode="json"))
+
+
+def prediction_key(spec: Measured, card: str | None = None) -> str:
+    """SHA-256 of all that decides the prediction of a spec (on a card), as 64 hexadecimal digits.
+
+    That is the spec but for how often and from which numbers it is measured, the configs of a model or an adapter in a
+    local folder as they are now, the card, the installed versions, and the version of the predictor.
+    """
+    adapter = spec.adapter
+    configs = [Path(spec.model).expanduser() / "config.json"]
+    if isinstance(adapter, SavedAdapter):
+        configs.append(Path(adapter.path) / "adapter_config.json")
+    return hash_of(
+        {
+            "spec": spec.model_dump(mode="json", exclude=_NOT_PREDICTED_BY),
+            "configs": [_digest(path) for path in configs],
+            "card": card,
+            "versions": _versions(),
+            "predictor": PREDICTOR_VERSION,
+        }
+    )
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
 
 
 def hash_of(document: Mapping[str, Any]) -> str:

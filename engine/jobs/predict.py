@@ -11,7 +11,7 @@ from engine.catalog import requirements
 from engine.jobs.outcome import Outcome
 from engine.predict import Prediction, predict
 from engine.result import Device, Progress
-from engine.spec import Measured, PredictSpec, SpecError, spec_hash
+from engine.spec import Measured, PredictSpec, SpecError, prediction_key, spec_hash
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -26,7 +26,7 @@ def run(spec: PredictSpec, report: Callable[[Progress], None]) -> Outcome:
     for done, one in enumerate(spec.of):
         eta_s = (time.perf_counter() - start_s) / done * (len(spec.of) - done) if done else None
         report(Progress("predicting", done, len(spec.of), eta_s))
-        entries.append(entry(one))
+        entries.append(entry(one, spec.card))
     return Outcome(inspection={"predictions": entries})
 
 
@@ -40,14 +40,15 @@ def single(spec: Measured) -> Outcome:
     return Outcome(metrics=tuple(found.metrics()), samples=tuple(found.samples()), inspection=found.inspection())
 
 
-def entry(spec: Measured) -> dict[str, Any]:
+def entry(spec: Measured, card: str | None = None) -> dict[str, Any]:
     """One spec's prediction as JSON-ready values, or the sentence that says why there is none."""
+    names = {"key": prediction_key(spec, card), "spec_hash": spec_hash(spec)}
     try:
         found = checked(spec)
     except SpecError as error:
-        return {"spec_hash": spec_hash(spec), "error": {"field": error.field, "text": str(error)}}
+        return {**names, "error": {"field": error.field, "text": str(error)}}
     return {
-        "spec_hash": spec_hash(spec),
+        **names,
         "error": None,
         "metrics": [dataclasses.asdict(metric) for metric in found.metrics()],
         "course": [moment._asdict() for moment in found.highest.course],

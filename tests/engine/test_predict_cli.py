@@ -14,7 +14,7 @@ from engine.__main__ import main
 from engine.jobs import predict as job
 from engine.predict import predict
 from engine.result import Progress
-from engine.spec import PredictSpec, TrainSpec, parse_spec, spec_hash
+from engine.spec import PredictSpec, TrainSpec, parse_spec, prediction_key, spec_hash
 
 SPEC: dict[str, Any] = {"kind": "train", "model": "tiny-test", "train": {"context_length": 16}}
 
@@ -111,6 +111,7 @@ def test_a_request_has_an_entry_for_each_spec_and_one_that_fails_keeps_no_other_
     assert found.inspection is not None
     first, second, third = found.inspection["predictions"]
     assert [entry["spec_hash"] for entry in (first, second, third)] == [spec_hash(spec) for spec in request.of]
+    assert third["key"] == prediction_key(request.of[2])  # type: ignore[arg-type]
     assert second["error"]["field"] == "adapter.rank"
     for entry, spec in ((first, request.of[0]), (third, request.of[2])):
         assert isinstance(spec, TrainSpec)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ from pydantic import ValidationError
 from engine.spec import (
     MEASURED_KINDS,
     InitSpec,
+    InspectSpec,
+    MergeFilesSpec,
     PredictSpec,
     SavedAdapter,
     SpecError,
     canonical_json,
     parse_spec,
+    prediction_key,
     spec_hash,
 )
 
@@ -149,3 +153,34 @@ def test_a_request_to_predict_keeps_each_spec_as_a_spec_of_its_kind() -> None:
     assert isinstance(request, PredictSpec)
     assert list(request.of) == specs
     assert parse_spec(canonical_json(request)) == request
+
+
+def key_of(card: str | None = None, **fields: Any) -> str:
+    spec = parse_spec({"kind": "train", "model": "tiny-test", **fields})
+    assert not isinstance(spec, InspectSpec | MergeFilesSpec | PredictSpec)
+    return prediction_key(spec, card)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float16"}, {"train": {"context_length": 64}}, {"device": "cuda:0"}, {"card": "t4"}], ids=str
+)
+def test_whatever_decides_a_prediction_changes_its_key(change: dict[str, Any]) -> None:
+    assert key_of(**change) != key_of()
+
+
+def test_how_often_and_from_which_numbers_a_spec_is_measured_does_not_change_its_predictions_key() -> None:
+    measured = {"repeats": 3, "warmup": 0, "seed": 7, "threads": 1, "timeout_s": 9, "memory_limit_bytes": 2**30}
+    assert key_of(**measured) == key_of()
+
+
+def test_a_local_model_that_has_changed_has_another_key(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    before = key_of(model=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 3}')
+    assert key_of(model=str(tmp_path)) != before
+
+
+def test_a_request_to_predict_on_a_card_that_is_not_known_names_the_nearest() -> None:
+    spec = {"kind": "train", "model": "tiny-test"}
+    assert refusal({"kind": "predict", "of": [spec], "card": "h10"}).startswith("card: unknown card 'h10'; the nearest")
+    assert parse_spec({"kind": "predict", "of": [spec], "card": "t4"}).card == "t4"  # type: ignore[union-attr]
