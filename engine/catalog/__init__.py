@@ -1,4 +1,5 @@
-"""What can be measured: bundled models, adapter types, strategies, and what each of them needs. Data and its readers.
+"""What can be measured: bundled models, adapter types, strategies, and what each of them needs; cards to run on. Data
+and its readers.
 
 Nothing here imports torch, transformers or peft, so that pages can use it.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.catalog.abilities import cannot
 from engine.catalog.adapter_types import AdapterType, FieldEntry, adapter_type, adapter_types
 from engine.catalog.architectures import ModelEntry, model, models
+from engine.catalog.cards import Card, card, cards
 from engine.catalog.choices import FULL_FINE_TUNING, AdapterChoice, adapter_choices, adapter_label
 from engine.catalog.lookup import UnknownEntry
 from engine.catalog.modules import ModuleGroup
@@ -24,6 +26,7 @@ __all__ = [
     "FULL_FINE_TUNING",
     "AdapterChoice",
     "AdapterType",
+    "Card",
     "FieldEntry",
     "ModelEntry",
     "ModuleGroup",
@@ -34,6 +37,8 @@ __all__ = [
     "adapter_type",
     "adapter_types",
     "cannot",
+    "card",
+    "cards",
     "check_options",
     "model",
     "models",
