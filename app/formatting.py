@@ -112,6 +112,18 @@ def percent(value: float | None) -> str:
     return "under 0.0001 %" if 0 < abs(value) < 1e-6 else f"{significant(value * 100)} %"
 
 
+def error(value: float | None) -> str:
+    """How far a prediction is from what was measured, as a share of that: "exact", "+0.34 %", "−2.10 %"."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "nothing measured"
+    if value == 0:
+        return "exact"
+    sign = "+" if value > 0 else "−"
+    return f"{sign}under 0.001 %" if abs(value) < 1e-5 else f"{sign}{significant(abs(value) * 100)} %"
+
+
 def weights(value: float) -> str:
     """A size in multiples of the largest adapted weight: 6.02 W, 0.030 W."""
     return f"{value:.3f} W" if 0 < abs(value) < 0.1 else f"{significant(value)} W"

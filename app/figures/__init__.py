@@ -1,5 +1,6 @@
 """Charts as pure functions: a DataFrame in, a Plotly figure out. Reads no database, knows no page, needs no browser."""
 
+from app.figures.accuracy import errors, predicted_measured
 from app.figures.alt import alt_text
 from app.figures.context import context_memory
 from app.figures.facets import facets
@@ -20,12 +21,14 @@ __all__ = [
     "alt_text",
     "context_memory",
     "drift",
+    "errors",
     "facets",
     "linear_ticks",
     "lines",
     "merge_peak",
     "parallel",
     "pareto_front",
+    "predicted_measured",
     "present",
     "process_memory",
     "ratios",
