@@ -24,6 +24,10 @@ class Card:
 
     ``memory_bytes`` is what the driver gives to programs, less than the label says: reported by machines (the lowest
     figure, as it differs by driver) or estimated, as ``source`` says. ``dtypes`` are those that it computes in itself.
+
+    ``half_flops_per_s`` is the most that it reaches in dense products of half-precision matrices with float32 sums (a
+    multiplication and an addition are two), ``bandwidth_bytes_per_s`` that of its memory: ``speed_source`` says who
+    says so. None where that depends on more than the memory.
     """
 
     id: str
@@ -36,6 +40,9 @@ class Card:
     compute_capability: tuple[int, int] | None
     dtypes: tuple[str, ...]
     source: str
+    half_flops_per_s: float | None
+    bandwidth_bytes_per_s: float | None
+    speed_source: str
 
 
 @functools.cache
@@ -54,11 +61,14 @@ def card(name: str) -> Card:
 
 
 def _card(entry: dict[str, Any]) -> Card:
-    capability = entry.pop("compute_capability")
+    capability, half_tflops = entry.pop("compute_capability"), entry.pop("half_tflops")
+    bandwidth_gb_per_s = entry.pop("bandwidth_gb_per_s")
     return Card(
         label_bytes=round(entry.pop("label_gib") * _GIB),
         memory_bytes=round(entry.pop("memory_gib") * _GIB),
         compute_capability=capability and tuple(capability),
         dtypes=tuple(entry.pop("dtypes")),
+        half_flops_per_s=half_tflops and half_tflops * 1e12,
+        bandwidth_bytes_per_s=bandwidth_gb_per_s and bandwidth_gb_per_s * 1e9,
         **entry,
     )

@@ -41,6 +41,22 @@ def test_bfloat16_needs_a_card_of_compute_capability_8() -> None:
         assert ("bfloat16" in card.dtypes) == (card.compute_capability is None or card.compute_capability >= (8, 0))
 
 
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
+def test_a_card_computes_tens_to_hundreds_of_times_for_each_byte_that_it_reads(card: Card) -> None:
+    assert card.speed_source
+    if card.device == "mps":
+        assert card.half_flops_per_s is card.bandwidth_bytes_per_s is None
+    else:
+        assert card.half_flops_per_s is not None
+        assert card.bandwidth_bytes_per_s is not None
+        assert 50 < card.half_flops_per_s / card.bandwidth_bytes_per_s < 450
+
+
+def test_a_figure_is_in_single_operations_and_bytes_and_without_sparsity() -> None:
+    a100 = catalog.card("a100-80gb")
+    assert (a100.half_flops_per_s, a100.bandwidth_bytes_per_s) == (312e12, 2039e9)
+
+
 def test_the_table_goes_from_t4_to_b200_with_consumer_cards_and_apple_machines() -> None:
     named = {"t4", "l4", "a10", "a100-40gb", "a100-80gb", "l40s", "h100-80gb", "h200", "b200", "rtx-3060", "rtx-5090"}
     assert named <= set(catalog.cards())
