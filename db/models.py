@@ -134,6 +134,20 @@ class MemorySample(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
 
 
+class Prediction(Base):
+    """What a spec was predicted to take, or why it cannot be predicted, under the key of what decides that."""
+
+    __tablename__ = "predictions"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    spec_hash: Mapped[str] = mapped_column(index=True)
+    card: Mapped[str | None]
+    document: Mapped[Json]
+    # Apart from the rest, as lists of predictions do without it and it is most of the bytes.
+    course: Mapped[JsonList]
+    created_at: Mapped[float]
+
+
 class Device(Base):
     """A device that runs can be measured on, as the supervisor's machine last reported it."""
 

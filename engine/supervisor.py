@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from db import queue, runs, session
+from db import predictions, queue, runs, session
 from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
 from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
 from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
@@ -236,7 +236,11 @@ class Supervisor:
 
     def _finish(self, run_id: int, document: Mapping[str, Any]) -> None:
         with self._database.writing() as db:
-            stored = queue.finish(db, run_id, document)
+            stored = queue.finish(db, run_id, _without_predictions(document))
+            if stored and (entries := _predictions(document)):
+                predictions.store(db, entries, document["spec"].get("card"))
+                # Whoever asked finds the answers there; among the runs the request would only be in the way.
+                runs.archive(db, [run_id])
         _log.info("run %d %s", run_id, document["state"] if stored else "was already finished")
 
     # --- recovering -------------------------------------------------------------------------------------------------
@@ -269,6 +273,22 @@ class Supervisor:
 def run_folder(home: Path, uid: str) -> Path:
     """Where a run keeps its files: ``<home>/runs/<uid>``."""
     return home / "runs" / uid
+
+
+def _predictions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a predict request that succeeded."""
+    if document["state"] != "succeeded" or document["spec"]["kind"] != "predict":
+        return []
+    return list((document.get("inspection") or {}).get("predictions") or ())
+
+
+def _without_predictions(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A predict request's result without what is kept apart: of each entry only under which key it is found."""
+    entries = _predictions(document)
+    if not entries:
+        return document
+    keys = [{"key": entry.get("key"), "spec_hash": entry.get("spec_hash")} for entry in entries]
+    return {**document, "inspection": {"predictions": keys}}
 
 
 def _supervisor_lives(name: str | None, own: str) -> bool:

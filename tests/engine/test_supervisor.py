@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from db import queue, runs
+from db import predictions, queue, runs
 from db.session import Database, open_database
 from engine.executors.processes import is_same_process
-from engine.spec import parse_spec, spec_hash
+from engine.spec import parse_spec, prediction_key, spec_hash
 
 Wait = Callable[..., None]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -259,3 +259,27 @@ def test_no_fork_server_is_left_when_the_supervisor_is_killed(
     process.kill()
     process.wait()
     eventually(lambda: not any(child.is_running() for child in children), "its children are gone", 10)
+
+
+def test_a_predict_request_leaves_its_answers_among_the_predictions_and_not_among_the_runs(
+    database: Database, supervise: Start, eventually: Wait
+) -> None:
+    fine = {"kind": "train", "model": "tiny-test", "train": {"context_length": 16}}
+    not_predicted = {**fine, "strategy": "compiled"}
+    spec = parse_spec({"kind": "predict", "of": [fine, not_predicted]})
+    new = queue.NewRun(
+        kind="predict", spec=spec.model_dump(mode="json"), spec_hash=spec_hash(spec), model="tiny-test", device="cpu"
+    )
+    with database.writing() as db:
+        (run_id,) = queue.enqueue(db, [new])
+    supervise()
+    assert end_of(database, run_id, eventually).state == "succeeded"
+    with database.reading() as db:
+        entries = predictions.find(
+            db, [prediction_key(parse_spec(one)) for one in (fine, not_predicted)], with_course=True
+        )
+        assert runs.list_runs(db) == []
+    predicted, sentence = (entries[prediction_key(parse_spec(one))] for one in (fine, not_predicted))
+    assert next(metric["value"] for metric in predicted["metrics"] if metric["name"] == "peak_bytes") > 0
+    assert predicted["course"]
+    assert "compiled" in sentence["error"]["text"]
