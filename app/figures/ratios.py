@@ -1,4 +1,4 @@
-"""Measured ratios beside published ones. Compares no absolute numbers and judges nothing."""
+"""Measured ratios beside published and predicted ones. Compares no absolute numbers and judges nothing."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from app import formatting
 from app.figures import parts
 
 MEASURED_COLOUR = "#0072B2"
-MEASURED, PUBLISHED = "measured", "published"
+MEASURED, PUBLISHED, PREDICTED = "measured", "published", "predicted"
 
 
 def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Figure:
-    """Measured ratios with their range beside published ones, a row per ratio.
+    """Measured ratios with their range beside published and predicted ones, a row per ratio.
 
     Args:
-        frame: ``label``, ``measured``, ``low``, ``high``, ``published``, as the fields of ``engine.cases``' Ratio; any
-            number may be missing (not measured yet, nothing published). ``low`` to ``high`` is drawn as a range.
+        frame: ``label``, ``measured``, ``low``, ``high``, ``published``, as the fields of ``engine.cases``' Ratio, and
+            optionally ``predicted``; any number may be missing (not measured yet, nothing published). ``low`` to
+            ``high`` is drawn as a range.
         title: what is divided by what.
         is_small: for a card: no title, legend or axis, each label above its row; what is published is a marker only.
     """
     rows = frame.assign(label=[parts.escape(label) for label in frame["label"]])
-    for column in ("measured", "low", "high", "published"):
-        rows[column] = pd.to_numeric(rows[column], errors="coerce")
-    numbers = rows[["measured", "low", "high", "published"]].stack().dropna()
+    for column in ("measured", "low", "high", "published", "predicted"):
+        rows[column] = pd.to_numeric(rows[column], errors="coerce") if column in rows else math.nan
+    numbers = rows[["measured", "low", "high", "published", "predicted"]].stack().dropna()
     is_log = parts.needs_log_axis(numbers)
     figure = go.Figure()
     for line in rows.itertuples():
@@ -43,24 +44,31 @@ def ratios(frame: pd.DataFrame, *, title: str, is_small: bool = False) -> go.Fig
     for name, column, marker in (
         (PUBLISHED, "published", {"symbol": "diamond-open", "color": formatting.GREY, "line": {"width": 2.5}}),
         (MEASURED, "measured", {"symbol": "circle", "color": MEASURED_COLOUR}),
+        # Last and wider, as it mostly lies around what was measured.
+        (PREDICTED, "predicted", {"symbol": "square-open", "color": MEASURED_COLOUR, "size": 17, "line": {"width": 2}}),
     ):
         found = rows[rows[column].notna()]
+        if found.empty and column == "predicted":
+            continue
         figure.add_scatter(
             x=found[column],
             y=found["label"],
             name=name,
             mode="markers",
-            marker={"size": 12, **marker},
+            marker={"size": 12} | marker,
             customdata=[formatting.ratio(value) for value in found[column]],
             hovertemplate=f"%{{y}}<br>{name} %{{customdata}}<extra></extra>",
         )
-    far = rows[["measured", "high", "published"]].max(axis=1)
+    far = rows[["measured", "high", "published", "predicted"]].max(axis=1)
     shown = rows[far.notna()]
     figure.add_scatter(
         x=[parts.text_start(end, 1.0, float(far.max()), is_log=is_log) for end in far[far.notna()]],
         y=shown["label"],
         mode="text",
-        text=[_text(line.measured, math.nan if is_small else line.published) for line in shown.itertuples()],
+        text=[
+            _text(line.measured, *((math.nan, math.nan) if is_small else (line.published, line.predicted)))
+            for line in shown.itertuples()
+        ],
         textposition="middle right",
         textfont={"size": 13},
         cliponaxis=False,
@@ -115,7 +123,8 @@ def _small(figure: go.Figure, labels: list[str]) -> None:
         )
 
 
-def _text(measured: float, published: float) -> str:
+def _text(measured: float, published: float, predicted: float) -> str:
     known = [f"<b>{formatting.ratio(measured)}</b>"] if math.isfinite(measured) else []
-    known += [f"published {formatting.ratio(published)}"] if math.isfinite(published) else []
+    known += [f"{PREDICTED} {formatting.ratio(predicted)}"] if math.isfinite(predicted) else []
+    known += [f"{PUBLISHED} {formatting.ratio(published)}"] if math.isfinite(published) else []
     return "\u2003" + " · ".join(known)

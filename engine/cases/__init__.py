@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from engine.cases import inference, init, merge, train_memory, train_speed
 from engine.cases.evidence import DISTURBED_SHARE
 from engine.cases.observing import observe
+from engine.cases.predicting import Peaks
+from engine.cases.predicting import predicted_ratios as _predicted_ratios
 from engine.cases.records import (
     WORDS,
     Advice,
@@ -29,6 +31,7 @@ __all__ = [
     "Advice",
     "Case",
     "Observation",
+    "Peaks",
     "Published",
     "Ratio",
     "Size",
@@ -39,6 +42,7 @@ __all__ = [
     "case",
     "cases",
     "observe",
+    "predicted_ratios",
     "verdict",
 ]
 
@@ -75,4 +79,19 @@ def verdict(
     missing = not_testable(sweep, device_kinds)
     if missing is not None:
         return missing
-    return next(module for module in _MODULES if module.CASE.id == judged.id).judge(sweep, observations)
+    return _judge(judged)(sweep, observations)
+
+
+def predicted_ratios(judged: Case, sweep: Sweep, predicted: Mapping[str, Peaks]) -> tuple[Ratio, ...]:
+    """The ratios of a case as they are predicted for one of its sweeps, in the order of its measured ones.
+
+    Args:
+        judged: the case.
+        sweep: one of its sweeps, or of those that are only predicted.
+        predicted: what is known of each spec, by its hash.
+    """
+    return _predicted_ratios(_judge(judged), sweep, predicted)
+
+
+def _judge(judged: Case) -> Callable[[Sweep, Sequence[Observation]], Verdict]:
+    return next(module for module in _MODULES if module.CASE.id == judged.id).judge

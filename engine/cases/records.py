@@ -82,7 +82,7 @@ class Case:
     """A published claim: what was said, what is true, how it is tested and by which rule.
 
     ``claim`` is two sentences at most. ``rule`` is one sentence: what the verdict's code does. ``key_label`` names the
-    verdict's key value.
+    verdict's key value. ``predicted`` are sweeps of larger models that are only predicted: no machine is needed.
     """
 
     id: str
@@ -97,6 +97,7 @@ class Case:
     advice: tuple[Advice, ...]
     key_label: str
     sweeps: tuple[Sweep, ...]
+    predicted: tuple[Sweep, ...] = ()
 
     def sweep(self, size: Size) -> Sweep:
         """The runs that test this claim at a size."""

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 from engine import catalog
-from engine.cases import WORDS, Case, Observation, Ratio, Size, Verdict, case, cases, observe, verdict
+from engine.cases import (
+    WORDS,
+    Case,
+    Observation,
+    Ratio,
+    Size,
+    Verdict,
+    case,
+    cases,
+    observe,
+    predicted_ratios,
+    verdict,
+)
 from engine.catalog.requirements import problems
 from engine.result import Device
 from engine.spec import Measured, SpecError, spec_hash
@@ -489,3 +501,24 @@ def test_a_stored_run_is_seen_with_its_repeats_failed_checks_and_disturbance() -
 def test_a_stored_spec_of_another_version_is_refused_with_its_field() -> None:
     with pytest.raises(SpecError, match="kind"):
         observe(7, {"kind": "dream"}, "succeeded", [], None, [])
+
+
+def test_predicted_peaks_give_the_ratios_that_the_same_peaks_measured_would_give() -> None:
+    peaks = {run.spec_hash: {key: values[0] for key, values in run.metrics.items()} for run in ENOUGH["train_memory"]}
+    found = predicted_ratios(case("train_memory"), case("train_memory").sweep("here"), peaks)
+    assert found == judged("train_memory", ENOUGH["train_memory"]).ratios
+    assert all(ratio.measured for ratio in found)
+
+
+def test_ratios_without_a_prediction_have_no_value() -> None:
+    sweep = case("train_memory").predicted[0]
+    first, second = (spec_hash(spec) for spec in sweep.specs[:2])
+    known = {first: {("peak_bytes", None): 4.0 * GIB}, second: {("peak_bytes", None): 1.0 * GIB}}
+    found = predicted_ratios(case("train_memory"), sweep, known)
+    assert [ratio.measured for ratio in found] == [0.25] + [None] * (len(found) - 1)
+
+
+def test_the_third_claim_is_predicted_for_larger_models_at_every_published_length() -> None:
+    sweeps = case("train_memory").predicted
+    assert [sweep.model for sweep in sweeps] == ["tinyllama-1.1b", "mistral-7b", "llama-3.1-8b", "llama-3.3-70b"]
+    assert all(len(sweep.specs) == 2 * 5 for sweep in sweeps)

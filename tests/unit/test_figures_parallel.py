@@ -116,6 +116,15 @@ def test_the_range_of_a_ratio_is_drawn_only_where_it_has_a_width() -> None:
     assert [list(trace.x) for trace in lines] == [[0.60, 0.66]]
 
 
+def test_predicted_ratios_lie_in_the_same_rows_and_are_said() -> None:
+    figure = figures.ratios(RATIOS.assign(predicted=[0.51, None, 0.4]), title="LoRA against full")
+    predicted = next(trace for trace in figure.data if trace.name == "predicted")
+    assert list(predicted.x) == [0.51, 0.4]
+    assert predicted.marker.symbol == "square-open"
+    assert "predicted 0.510×" in next(trace.text[0] for trace in figure.data if trace.mode == "text")
+    assert all(trace.name != "predicted" for trace in figures.ratios(RATIOS, title="x").data)
+
+
 def test_ratios_that_span_decades_have_a_logarithmic_axis() -> None:
     wide = figures.ratios(RATIOS.assign(published=[20.0, 100.0, 3.0]), title="x")
     assert wide.layout.xaxis.type == "log"
