@@ -58,11 +58,10 @@ def find(session: Session, keys: Collection[str], *, with_course: bool = False) 
         keys: as the entries carry them.
         with_course: also the ``course`` of memory, which is most of an entry.
     """
-    query = select(Prediction.key, Prediction.document)
-    if with_course:
-        query = query.add_columns(Prediction.course)
+    columns = [Prediction.key, Prediction.document, *([Prediction.course] if with_course else [])]
     found: dict[str, dict[str, Any]] = {}
     for chunk in chunks(set(keys)):
-        for key, document, *course in session.execute(query.where(Prediction.key.in_(chunk))):
-            found[key] = {"key": key, **document, **({_COURSE: course[0]} if course else {})}
+        for row in session.execute(select(*columns).where(Prediction.key.in_(chunk))):
+            course = {_COURSE: row.course} if with_course else {}
+            found[row.key] = {"key": row.key, **row.document, **course}
     return found
