@@ -66,6 +66,12 @@ page = st.navigation(
             icon=":material/merge:",
             help="Merge an adapter on disk into a model on disk, however large.",
         ),
+        st.Page(
+            "views/accuracy.py",
+            title="Accuracy",
+            icon=":material/target:",
+            help="How far predicted peaks are from measured ones, over the stored runs.",
+        ),
         st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
         st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
     ],

@@ -90,11 +90,11 @@ def _release(version: object) -> str | None:
 def comparable(
     rows: Iterable[RunRow], environments: Mapping[int, Mapping[str, Any]], installed: Mapping[str, str]
 ) -> tuple[list[RunRow], int]:
-    """The runs whose peaks a prediction of today can be held against, and how many were measured with other versions.
+    """The runs whose peaks a prediction made here can be held against, and how many were measured with other versions.
 
-    Sample data and what ended without a result are neither.
+    What ended without a result is neither.
     """
-    ended = [row for row in rows if row.kind in KINDS and row.state == "succeeded" and row.origin != labels.SAMPLE]
+    ended = [row for row in rows if row.kind in KINDS and row.state == "succeeded"]
     found = [row for row in ended if is_of_these_versions(environments.get(row.id), installed)]
     return found, len(ended) - len(found)
 
