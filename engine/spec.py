@@ -43,6 +43,10 @@ class SpecError(ValueError):
         self.sentence = sentence
 
 
+class NotHere(SpecError):
+    """A spec that works elsewhere: this machine lacks a package or a setting. It can be predicted all the same."""
+
+
 class Frozen(BaseModel):
     """Common behaviour of every spec model: immutable, no unknown fields, no infinities."""
 

@@ -25,7 +25,7 @@ from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.strategies import strategy
 from engine.result import Device
-from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, PredictSpec, Spec, SpecError
+from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, NotHere, PredictSpec, Spec, SpecError
 
 _MODEL_TYPES_FILE = Path(__file__).parent / "model_types.json"
 
@@ -163,7 +163,7 @@ def _attention_problems(spec: Measured, facts: ModelEntry | LocalModel | None) -
         elif spec.dtype == "float32":
             yield SpecError("attention", "flash_attention_2 needs bfloat16 or float16, not float32")
         elif importlib.util.find_spec("flash_attn") is None:
-            yield SpecError(
+            yield NotHere(
                 "attention", "flash_attention_2 needs the package flash-attn, which is not installed; use sdpa"
             )
 
@@ -181,8 +181,8 @@ def _strategy_problems(spec: Measured, subject: Subject) -> Iterator[SpecError]:
     if "gpu" in way.needs and not any(device.kind == "cuda" for device in subject.devices):
         yield SpecError("strategy", f"{way.id} needs a GPU, and this machine has none")
     if "compiler" in way.needs and not has_compiler():
-        yield SpecError("strategy", f"{way.id} needs a C++ compiler (g++ or clang++), and this machine has none")
-    if "zero_b" in way.needs and not _leaves_b_at_zero(subject.options):
+        yield NotHere("strategy", f"{way.id} needs a C++ compiler (g++ or clang++), and this machine has none")
+    if "zero_b" in way.needs and not leaves_b_at_zero(subject.options):
         yield SpecError(
             "strategy",
             f"{way.id} needs B to be zero, and init_lora_weights {subject.options['init_lora_weights']!r} fills it; "
@@ -195,5 +195,6 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def _leaves_b_at_zero(options: Mapping[str, Any]) -> bool:
+def leaves_b_at_zero(options: Mapping[str, Any]) -> bool:
+    """Whether LoRA with these options begins with a B of zeros."""
     return options.get("init_lora_weights", True) in (True, "true", "gaussian")

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.catalog.kinds.subject import Subject
 from engine.catalog.strategies import Strategy
-from engine.spec import FreshAdapter, SpecError, TrainSpec
+from engine.spec import FreshAdapter, NotHere, SpecError, TrainSpec
 
 STRATEGIES = (
     Strategy("stock", "Stock PEFT", "PEFT's own forward and autograd's backward"),
@@ -112,11 +112,11 @@ def _library_problems(spec: TrainSpec) -> Iterator[SpecError]:
         asked.append(("quantization", spec.quantization, "use null"))
     for field, name, instead in asked:
         if not has_bitsandbytes():
-            yield SpecError(field, f"{name} needs the package bitsandbytes, which is not installed; {instead}")
+            yield NotHere(field, f"{name} needs the package bitsandbytes, which is not installed; {instead}")
         elif spec.device == "mps":
             yield SpecError(field, f"{name} needs a CPU or a CUDA device, and the device is mps; {instead}")
     if spec.quantization and spec.device != "cpu" and os.environ.get("PEFT_LAB_START_METHOD") != "spawn":
-        yield SpecError(
+        yield NotHere(
             "quantization",
             "needs PEFT_LAB_START_METHOD=spawn on a GPU, because bitsandbytes starts CUDA when it is imported",
         )
