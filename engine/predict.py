@@ -16,14 +16,14 @@ from transformers import PretrainedConfig
 
 from engine.measure.breakdown import CATEGORIES
 from engine.models import build_meta, model_config
-from engine.prediction import inference, train
+from engine.prediction import inference, init, merge, train
 from engine.prediction.blame import explained
 from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
 from engine.prediction.fake import block_kinds, with_depth
 from engine.prediction.sameness import blocks_differ
 from engine.prediction.stream import Moment, Part, Peak, Stream, course, joined, peak
 from engine.result import Metric, Sample
-from engine.spec import InferenceSpec, Measured, SpecError, TrainSpec
+from engine.spec import InferenceSpec, InitSpec, Measured, MergeSpec, SpecError, TrainSpec
 
 History = tuple[Part, Stream]
 Record = Callable[[PretrainedConfig], tuple[History, ...]]
@@ -53,10 +53,11 @@ class Form:
 class Prediction:
     """The peak of a job in each form that it has, what there is to say of it, and how long predicting it took.
 
-    Only inference has more than one form of the model.
+    Only inference has more than one form of the model. ``own_metrics`` are those that only this kind of job has.
     """
 
     forms: tuple[Form, ...]
+    own_metrics: tuple[Metric, ...]
     notes: tuple[str, ...]
     predict_time_s: float
 
@@ -82,6 +83,7 @@ class Prediction:
             yield Metric("peak_bytes", "bytes", form.peak.total_bytes, form.variant)
             for category, size in form.peak.bytes.items():
                 yield Metric(f"{category.replace(' ', '_')}_bytes", "bytes", size, form.variant)
+        yield from self.own_metrics
         yield Metric("predict_time_s", "s", self.predict_time_s)
 
     def samples(self) -> Iterator[Sample]:
@@ -113,8 +115,9 @@ def predict(spec: Measured) -> Prediction:
         Form(variant, _with_all_categories(spec, peak(before, parts)), tuple(course(before, parts)))
         for variant, before, parts, _ in found
     ]
+    own = () if isinstance(spec, TrainSpec | InferenceSpec) else tuple(_extra(spec, found[0][1], forms[0].peak))
     notes = dict.fromkeys(note for *_, note in found)
-    return Prediction(tuple(forms), tuple(notes), time.perf_counter() - start_s)
+    return Prediction(tuple(forms), own, tuple(notes), time.perf_counter() - start_s)
 
 
 def history(spec: Measured, variant: str | None = None) -> History:
@@ -138,7 +141,10 @@ def _recorders(spec: Measured) -> dict[str | None, Record]:
         raise SpecError(field, sentence)
     if isinstance(spec, TrainSpec):
         return {None: lambda config: (train.record(spec, config),)}
-    assert isinstance(spec, InferenceSpec)
+    if isinstance(spec, InitSpec):
+        return {None: functools.partial(init.record, spec)}
+    if isinstance(spec, MergeSpec):
+        return {None: functools.partial(merge.record, spec)}
     return {form: functools.partial(inference.record, spec, form) for form in inference.forms(spec)}
 
 
@@ -156,11 +162,25 @@ def _with_all_categories(spec: Measured, found: Peak) -> Peak:
     return dataclasses.replace(found, bytes={name: found.bytes.get(name, 0) for name in CATEGORIES})
 
 
+def _extra(spec: InitSpec | MergeSpec, before: Part, found: Peak) -> Iterator[Metric]:
+    """What attaching or merging needs at its peak beyond what was there before."""
+    extra_bytes = found.total_bytes - sum(change.bytes for change in before.changes)
+    yield Metric(f"{spec.kind}_peak_extra_bytes", "bytes", extra_bytes)
+    if isinstance(spec, MergeSpec):
+        largest_bytes = merge.largest_weight_bytes(spec, _shallow(spec))
+        yield Metric("merge_peak_extra_weights", "W", extra_bytes / largest_bytes)
+        yield Metric("largest_weight_bytes", "bytes", largest_bytes)
+
+
+def _shallow(spec: Measured) -> PretrainedConfig:
+    """The config of the fewest blocks in which every kind of layer occurs."""
+    config, found = model_config(spec.model), _depths_for(spec)
+    return config if found is None else with_depth(config, found.shallow)
+
+
 def _not_predicted(spec: Measured) -> dict[str, str]:
     """The fields of a spec that keep it from being predicted, and what would be right."""
     found = {}
-    if not isinstance(spec, TrainSpec | InferenceSpec):
-        found["kind"] = f"must be train or inference to be predicted, not {spec.kind}"
     if spec.device != "cpu":
         found["device"] = f"must be cpu to be predicted, not {spec.device}"
     if isinstance(spec, TrainSpec) and spec.strategy == "compiled":

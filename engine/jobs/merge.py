@@ -89,14 +89,15 @@ def _tensor_memory(bench: MergeBench) -> tuple[list[Metric], list[Sample]]:
     tracker.watch(bench.root.parameters(), "adapter parameters")
     tracker.watch(bench.root.buffers(), "buffers")
     before = bytes_of(bench.root, bench.adapter_ids)
-    phase = "tensor memory"
+    # Merging may widen the weights.
+    phase, largest_bytes = "tensor memory", bench.largest_weight_bytes
     device_peaks = DevicePeaks(bench.device)
     with bench.put_back(phase):
         merged = bench.merge_and_unload(bench.spec.strategy, tracker)
         peak = tracker.peak_extra_bytes
         metrics = [
             Metric("merge_peak_extra_bytes", "bytes", peak),
-            Metric("merge_peak_extra_weights", "W", peak / bench.largest_weight_bytes),
+            Metric("merge_peak_extra_weights", "W", peak / largest_bytes),
             Metric("merge_retained_extra_bytes", "bytes", bytes_of(merged) - before),
         ]
         for variant, increase in device_peaks.increases().items():

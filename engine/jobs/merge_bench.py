@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,12 +51,13 @@ class MergeBench:
         self.base_ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         seeded = SeededWeights(spec, model) if spec.weights == "synthetic" else None
         self.root = model
-        self.peft = self._attach(model)
+        report(Progress("attaching adapter"))
+        self.peft = attached(model, spec)
         self.adapter_ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())} - self.base_ids
         # Merging takes them off the model.
         self._configs = dict(self.peft.peft_config)
         self._perturb()
-        self.layers: list[Any] = [layer for layer in self.root.modules() if isinstance(layer, BaseTunerLayer)]
+        self.layers = layers_of(self.root)
         vectors = [weight for weight in self.root.parameters() if weight.ndim < 2 and id(weight) in self.base_ids]
         unique = {id(weight): weight for weight in (*self.weights(), *vectors)}
         self._originals = Originals(list(unique.values()), seeded)
@@ -86,18 +87,8 @@ class MergeBench:
         return tokens.to(self.device)
 
     def weights(self) -> list[nn.Parameter]:
-        """The parameters that the adapter changes when it is merged, as they are now, each once.
-
-        Of a layer of LoRA's the one that it adapts; of others the matrices, or everything where there is no matrix.
-        """
-        found: dict[int, nn.Parameter] = {}
-        for layer in self.layers:
-            own = {name: weight for name, weight in layer.get_base_layer()._parameters.items() if weight is not None}
-            chosen = [weight for weight in own.values() if weight.ndim >= 2] or list(own.values())
-            if strategies.is_product(layer):
-                chosen = [own[strategies.parameter_name(layer)]]
-            found |= {id(weight): weight for weight in chosen}
-        return list(found.values())
+        """The parameters that the adapter changes when it is merged, as they are now, each once."""
+        return adapted_weights(self.layers)
 
     @property
     def can_unmerge(self) -> bool:
@@ -125,24 +116,11 @@ class MergeBench:
         Raises:
             SpecError: one sentence, when this adapter cannot be merged, or not by this strategy.
         """
-        with self._refusals(), strategies.apply(strategy), self._freeing(), around:
-            merged: PreTrainedModel = self.peft.merge_and_unload(safe_merge=strategy == "safe")
-        return merged
-
-    @contextlib.contextmanager
-    def _freeing(self) -> Iterator[None]:
-        """Empty the caches of layers that are taken off the model: they would be freed there, but are put back here."""
-
-        def replace_module(tuner: Any, parent: Any, name: str, new: Any, layer: Any) -> None:
-            original(tuner, parent, name, new, layer)
-            getattr(layer, "_caches", {}).clear()
-
-        with replaced(type(self.tuner), "_replace_module", replace_module) as original:
-            yield
+        return merged(self.peft, strategy, around)
 
     def merge_adapter(self, strategy: str) -> None:
         """Merge and keep the adapter, so that it can be unmerged."""
-        with self._refusals(), strategies.apply(strategy):
+        with _refusals("merge"), strategies.apply(strategy):
             self.tuner.merge_adapter(safe_merge=strategy == "safe")
 
     def unmerge_adapter(self, strategy: str, around: contextlib.AbstractContextManager[object]) -> None:
@@ -151,46 +129,16 @@ class MergeBench:
         Raises:
             SpecError: one sentence, when this type cannot be unmerged.
         """
-        with self._refusals("unmerge"), strategies.apply(strategy), around:
+        with _refusals("unmerge"), strategies.apply(strategy), around:
             self.tuner.unmerge_adapter()
 
     @contextlib.contextmanager
     def merging(self, strategy: str) -> Iterator[None]:
         """Have single layers merged by a strategy in the block, tied weights untied as it would."""
-        with self._refusals(), strategies.apply(strategy):
+        with _refusals("merge"), strategies.apply(strategy):
             if strategy not in ("stock", "safe"):
                 strategies.untie(self.root)
             yield
-
-    @contextlib.contextmanager
-    def _refusals(self, what: str = "merge") -> Iterator[None]:
-        with warnings.catch_warnings():
-            # PEFT warns of a tied weight, which a check of the result speaks of.
-            warnings.simplefilter("ignore", UserWarning)
-            try:
-                yield
-            except _REFUSALS as error:
-                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                    raise
-                text = (" ".join(str(error).split()) or type(error).__name__)[:240].rstrip(".")
-                raise SpecError("adapter", f"PEFT cannot {what} this adapter: {text}") from error
-
-    def _attach(self, model: PreTrainedModel) -> PeftModel:
-        self._report(Progress("attaching adapter"))
-        adapter = self.spec.adapter
-        groups = adapters.list_groups(model)
-        config: Any = (
-            adapters.peft_config(adapter, groups)
-            if isinstance(adapter, FreshAdapter)
-            else adapters.saved_config(adapter, groups)
-        )
-        torch.manual_seed(self.spec.seed)
-        # What attaching costs is the init kind's to measure; here it only has to be over soon.
-        with init_strategies.apply("factored_norm" if getattr(config, "use_dora", False) else "stock"):
-            attached = adapters.attach(model, adapter, config=config)
-        if not isinstance(attached.base_model, BaseTuner):
-            raise SpecError("adapter", f"{config.peft_type.value} adapts no weights, so there is nothing to merge")
-        return attached.eval()
 
     def _perturb(self) -> None:
         """Noise in every matrix of a fresh adapter, and DoRA's magnitudes moved away from their norms.
@@ -214,6 +162,85 @@ class MergeBench:
                     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
                     noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                     parameter.mul_(1 + _MAGNITUDE_NOISE * noise.to(parameter.dtype))
+
+
+def attached(model: PreTrainedModel, spec: MergeSpec) -> PeftModel:
+    """The model with the spec's adapter on it, as PEFT initialises or loads it.
+
+    Raises:
+        SpecError: one sentence, when PEFT refuses the adapter, or the adapter changes no weights.
+    """
+    adapter = spec.adapter
+    groups = adapters.list_groups(model)
+    config: Any = (
+        adapters.peft_config(adapter, groups)
+        if isinstance(adapter, FreshAdapter)
+        else adapters.saved_config(adapter, groups)
+    )
+    torch.manual_seed(spec.seed)
+    # What attaching costs is the init kind's to measure; here it only has to be over soon.
+    with init_strategies.apply("factored_norm" if getattr(config, "use_dora", False) else "stock"):
+        found = adapters.attach(model, adapter, config=config)
+    if not isinstance(found.base_model, BaseTuner):
+        raise SpecError("adapter", f"{config.peft_type.value} adapts no weights, so there is nothing to merge")
+    return found.eval()
+
+
+def merged(peft: PeftModel, strategy: str, around: contextlib.AbstractContextManager[object]) -> PreTrainedModel:
+    """Merge by a strategy into a model without an adapter; ``around`` is entered just for that.
+
+    Raises:
+        SpecError: one sentence, when this adapter cannot be merged, or not by this strategy.
+    """
+    with _refusals("merge"), strategies.apply(strategy), _freeing(peft.base_model), around:
+        result: PreTrainedModel = peft.merge_and_unload(safe_merge=strategy == "safe")
+    return result
+
+
+def layers_of(model: nn.Module) -> list[Any]:
+    """PEFT's layers, which hold the adapted modules."""
+    return [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def adapted_weights(layers: Sequence[Any]) -> list[nn.Parameter]:
+    """The parameters that an adapter changes when it is merged, as they are now, each once.
+
+    Of a layer of LoRA's the one that it adapts; of others the matrices, or everything where there is no matrix.
+    """
+    found: dict[int, nn.Parameter] = {}
+    for layer in layers:
+        own = {name: weight for name, weight in layer.get_base_layer()._parameters.items() if weight is not None}
+        chosen = [weight for weight in own.values() if weight.ndim >= 2] or list(own.values())
+        if strategies.is_product(layer):
+            chosen = [own[strategies.parameter_name(layer)]]
+        found |= {id(weight): weight for weight in chosen}
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _freeing(tuner: nn.Module) -> Iterator[None]:
+    """Empty the caches of layers that are taken off the model: they would be freed there, but are put back here."""
+
+    def replace_module(tuner: Any, parent: Any, name: str, new: Any, layer: Any) -> None:
+        original(tuner, parent, name, new, layer)
+        getattr(layer, "_caches", {}).clear()
+
+    with replaced(type(tuner), "_replace_module", replace_module) as original:
+        yield
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT warns of a tied weight, which a check of the result speaks of.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            yield
+        except _REFUSALS as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            text = (" ".join(str(error).split()) or type(error).__name__)[:240].rstrip(".")
+            raise SpecError("adapter", f"PEFT cannot {what} this adapter: {text}") from error
 
 
 def _scale_change(layer: Any) -> None:

@@ -119,7 +119,9 @@ def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int
         at, place = at + same, place + same
         if at == len(few) and place == len(more):
             break
-        lengths = range(1, len(more) - place - (len(few) - at) + 1)
+        lengths = [
+            length for length in range(1, len(more) - place - (len(few) - at) + 1) if _repeats(more, place, length)
+        ]
         # After the stretch the two go on alike, for longer than by chance; a whole loop before a part of one.
         length = max(lengths, key=lambda n: (_common(few, more, at, place + n), n), default=0)
         if length == 0 or (at < len(few) and few[at] != more[place + length]):
@@ -127,6 +129,11 @@ def _repeat(name: str, few: Sequence[Change], more: Sequence[Change], times: int
         found += [*more[place : place + length]] * times
         place += length
     return tuple(found)
+
+
+def _repeats(changes: Sequence[Change], place: int, length: int) -> bool:
+    """Whether this stretch is what came before it once more: one loop that is left later, not the ends of two."""
+    return place >= length and all(changes[at - length] == changes[at] for at in range(place, place + length))
 
 
 def _common(few: Sequence[Change], more: Sequence[Change], at: int, place: int) -> int:

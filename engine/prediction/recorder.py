@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from engine.measure.breakdown import StepTracker
+from engine.measure.breakdown import BUFFERS, StepTracker
+from engine.measure.tensors import TEMPORARY
 from engine.prediction.fake import origins
 from engine.prediction.stream import Change, Part, Stream
 
 
 @contextlib.contextmanager
 def no_chance_collection() -> Iterator[None]:
-    """Keep Python from collecting garbage at moments that depend on what ran before, in the block."""
-    gc.collect()
+    """Keep Python from collecting garbage at moments that depend on what ran before, in the block.
+
+    What is there before is set apart, garbage too: a collection that goes over all the libraries takes as long as a
+    prediction.
+    """
     gc.freeze()
     gc.disable()
     try:
@@ -59,6 +63,15 @@ class Recorder(StepTracker):
     def origin(self, tensor: Tensor) -> str:
         """The parameter's own name, or the module that runs when the storage is first seen; "" outside of all."""
         return self._owners.get(id(tensor)) or self._inside[-1]
+
+    def claim(self, model: nn.Module, category: str) -> None:
+        """Say that what came into the model meanwhile is ``category``, or buffers, each under its own name."""
+        origin_of = origins(model)
+        for tensors, kind in ((model.named_parameters(), category), (model.named_buffers(), BUFFERS)):
+            for name, tensor in tensors:
+                storage = self._see(tensor, kind)
+                if storage is not None and storage.category in (TEMPORARY, kind) and not storage.origin:
+                    storage.category, storage.origin = kind, origin_of(name)
 
     def parts(self) -> Stream:
         """Everything since the recorder was made: a part before the first that was begun, then one for each."""

@@ -18,6 +18,7 @@ from peft.tuners.lora.dora import DoraEmbeddingLayer, DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils.integrations import check_deepspeed_zero3_enabled
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from engine.strategies.deferred import defer
 from engine.strategies.overlap import OverlappedNorms
@@ -253,10 +254,11 @@ def _magnitudes_by(set_magnitude: _SetMagnitude) -> Iterator[None]:
 
 def _is_ordinary(layer: DoraLinearLayer, base_layer: nn.Module, a: Tensor, b: Tensor) -> bool:
     """A plain two-dimensional weight, and factors of its dtype on its device (on ``meta`` PEFT is fast already)."""
-    weight = getattr(base_layer, "weight", None)
+    weight: Any = getattr(base_layer, "weight", None)
     return (
         type(layer) in (DoraLinearLayer, DoraEmbeddingLayer)
-        and type(weight) is nn.Parameter
+        # Parameters of other libraries may hold something else than numbers; a prediction's hold nothing.
+        and type(weight) in (nn.Parameter, FakeTensor)
         and not hasattr(base_layer, "W_q")
         and weight.ndim == 2
         and weight.dtype in _DTYPES

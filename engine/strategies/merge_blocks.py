@@ -135,7 +135,7 @@ def _block_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _store(rows: Tensor, block: Tensor) -> None:
-    if block.data_ptr() != rows.data_ptr():
+    if block is not rows:
         rows.copy_(block)
 
 
