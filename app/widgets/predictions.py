@@ -158,8 +158,12 @@ def follow(specs: Sequence[Measured], card: str | None = None) -> None:
     """
     left = len(waiting(specs, card))
     if left:
-        every_s = state.LIVE_EVERY_S if _is_measuring() else _LOOK_EVERY_S
-        st.fragment(_look, run_every=every_s)(list(specs), card, left)
+        st.fragment(_look, run_every=look_every_s())(list(specs), card, left)
+
+
+def look_every_s() -> float:
+    """How often a page looks for answers: seldom while a measurement is under way, which it must not disturb."""
+    return state.LIVE_EVERY_S if _is_measuring() else _LOOK_EVERY_S
 
 
 def _look(specs: list[Measured], card: str | None, left_before: int) -> None:
