@@ -21,60 +21,64 @@ except DatabaseError as error:
     st.error(str(error), icon=":material/database:")
     st.stop()
 
+MEASURING = [
+    st.Page(
+        "views/overview.py",
+        title="Overview",
+        icon=":material/home:",
+        help="What adapters cost on this machine: attaching, merging, training and generating.",
+        default=True,
+    ),
+    st.Page(
+        "views/cases.py",
+        title="Cases",
+        icon=":material/fact_check:",
+        help="Five published claims, and what this machine says of them.",
+    ),
+    st.Page(
+        "views/launch.py",
+        title="Launch",
+        icon=":material/rocket_launch:",
+        help="Choose what to measure and put it in the queue.",
+    ),
+    st.Page(
+        "views/queue.py",
+        title="Queue",
+        icon=":material/hourglass_top:",
+        help="What runs now, what waits, and what just ended.",
+    ),
+    st.Page(
+        "views/runs.py",
+        title="Runs",
+        icon=":material/table_rows:",
+        help="Every stored run: filter, select, compare, download.",
+    ),
+    st.Page(
+        "views/compare.py",
+        title="Compare",
+        icon=":material/compare_arrows:",
+        help="Which of several runs is faster or smaller, and how sure that is.",
+    ),
+    st.Page(
+        "views/merge_files.py",
+        title="Merge files",
+        icon=":material/merge:",
+        help="Merge an adapter on disk into a model on disk, however large.",
+    ),
+    st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
+    st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
+]
+PREDICTING = [
+    st.Page(
+        "views/accuracy.py",
+        title="Accuracy",
+        icon=":material/target:",
+        help="How far predicted peaks are from measured ones, over the stored runs.",
+    ),
+]
 page = st.navigation(
-    [
-        st.Page(
-            "views/overview.py",
-            title="Overview",
-            icon=":material/home:",
-            help="What adapters cost on this machine: attaching, merging, training and generating.",
-            default=True,
-        ),
-        st.Page(
-            "views/cases.py",
-            title="Cases",
-            icon=":material/fact_check:",
-            help="Five published claims, and what this machine says of them.",
-        ),
-        st.Page(
-            "views/launch.py",
-            title="Launch",
-            icon=":material/rocket_launch:",
-            help="Choose what to measure and put it in the queue.",
-        ),
-        st.Page(
-            "views/queue.py",
-            title="Queue",
-            icon=":material/hourglass_top:",
-            help="What runs now, what waits, and what just ended.",
-        ),
-        st.Page(
-            "views/runs.py",
-            title="Runs",
-            icon=":material/table_rows:",
-            help="Every stored run: filter, select, compare, download.",
-        ),
-        st.Page(
-            "views/compare.py",
-            title="Compare",
-            icon=":material/compare_arrows:",
-            help="Which of several runs is faster or smaller, and how sure that is.",
-        ),
-        st.Page(
-            "views/merge_files.py",
-            title="Merge files",
-            icon=":material/merge:",
-            help="Merge an adapter on disk into a model on disk, however large.",
-        ),
-        st.Page(
-            "views/accuracy.py",
-            title="Accuracy",
-            icon=":material/target:",
-            help="How far predicted peaks are from measured ones, over the stored runs.",
-        ),
-        st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
-        st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
-    ],
+    # Pages under no heading come first, the others in a menu of their own.
+    {"": MEASURING, "Predict": PREDICTING},
     position="hidden" if presenting.is_on() else "top",
 )
 state.ensure_supervisor()

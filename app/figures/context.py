@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from app import formatting
 from app.figures import parts
 from app.figures.facets import facets
-from app.figures.memory import CATEGORY_COLOURS, UNATTRIBUTED, filling
+from app.figures.memory import CATEGORY_COLOURS, UNATTRIBUTED, filling, hatching
 
 _LIMIT_COLOUR = "#D55E00"
 # A device this many times larger than the highest stack would press all stacks flat.
@@ -21,7 +21,13 @@ _NEAR = 3
 
 
 def context_memory(
-    frame: pd.DataFrame, *, title: str, limits: Mapping[str, float] | None = None, x_title: str = "context length"
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    limits: Mapping[str, float] | None = None,
+    x_title: str = "context length",
+    is_predicted: bool = False,
+    points: pd.DataFrame | None = None,
 ) -> go.Figure:
     """Bytes at the peak by category against context length, one panel per method on the same axes.
 
@@ -35,20 +41,37 @@ def context_memory(
         title: metric; the direction is added.
         limits: name -> bytes of the devices, drawn as lines where they are near enough to be seen.
         x_title: what ``x`` is.
+        is_predicted: the stacks are predicted, so they are hatched, and ``points`` are measured; otherwise the stacks
+            are measured and ``points`` predicted.
+        points: ``group``, ``x`` and ``value`` (bytes) of totals that are drawn as points beside the stacks.
     """
     # Every panel has the same lines, as it has the same axes.
     keys = ["group", "x", "state"] if "state" in frame else ["group", "x"]
     highest = frame.groupby(keys, dropna=False)["value"].sum().max()
+    if points is None or points.empty:
+        points = pd.DataFrame({"group": [], "x": [], "value": []})
+    else:
+        highest = max(highest, points["value"].max())
     near = {name: limit for name, limit in (limits or {}).items() if not highest > 0 or limit < highest * _NEAR}
-    draw = functools.partial(_panel, whole=frame, title=title, limits=near, x_title=x_title)
+    draw = functools.partial(
+        _panel, whole=frame, title=title, limits=near, x_title=x_title, is_predicted=is_predicted, points=points
+    )
     return facets(frame, "group", draw)
 
 
 def _panel(
-    rows: pd.DataFrame, *, whole: pd.DataFrame, title: str, limits: Mapping[str, float], x_title: str
+    rows: pd.DataFrame,
+    *,
+    whole: pd.DataFrame,
+    title: str,
+    limits: Mapping[str, float],
+    x_title: str,
+    is_predicted: bool,
+    points: pd.DataFrame,
 ) -> go.Figure:
     figure = go.Figure()
     lengths = sorted({float(x) for x in whole["x"].dropna()})
+    beside = points[points["group"].isin(rows["group"]) & points["x"].isin(lengths)]
     places = {length: math.log2(length) for length in lengths}
     gaps = [places[after] - places[before] for before, after in itertools.pairwise(lengths)]
     width = 0.78 * min(gaps, default=1.0)
@@ -57,6 +80,7 @@ def _panel(
     totals = measured.groupby("x")["value"].sum()
     high = max([float(totals.max())] if len(totals) else [0.0])
     high = max(high, float(ended["value"].max()) if ended["value"].notna().any() else 0.0)
+    high = max(high, float(beside["value"].max()) if len(beside) else 0.0)
     top = max([high, *limits.values()])
     y_axis = parts.value_axis(0.0, top, "bytes", is_log=False, room=1.15)
     unit, unit_bytes = parts.scale("bytes", top)
@@ -68,7 +92,7 @@ def _panel(
                 y=found["value"],
                 width=width,
                 name=part,
-                marker=filling(part, CATEGORY_COLOURS.get(part, formatting.GREY)),
+                marker=(hatching if is_predicted else filling)(part, CATEGORY_COLOURS.get(part, formatting.GREY)),
                 customdata=[
                     [f"{x:.6g}", formatting.size(value)] for x, value in zip(found["x"], found["value"], strict=True)
                 ],
@@ -85,6 +109,8 @@ def _panel(
         hoverinfo="skip",
         showlegend=False,
     )
+    if len(beside):
+        _beside(figure, beside, places, "measured" if is_predicted else "predicted")
     if len(ended):
         _ended(figure, ended, places, y_axis["range"][1])
     parts.finish(figure, f"{title}, {unit}{parts.direction('lower')}", height_px=parts.PANEL_HEIGHT_PX + 40)
@@ -110,6 +136,26 @@ def _panel(
             hoverinfo="skip",
         )
     return figure
+
+
+def _beside(figure: go.Figure, rows: pd.DataFrame, places: Mapping[float, float], name: str) -> None:
+    """Totals of another origin: filled where they are measured, hollow where they are predicted."""
+    is_measured = name == "measured"
+    figure.add_scatter(
+        x=[places[x] for x in rows["x"]],
+        y=rows["value"],
+        name=name,
+        mode="markers",
+        marker={
+            "size": 11,
+            "symbol": "circle" if is_measured else "diamond-open",
+            # White within black is seen on every part of a stack, in light and in dark.
+            "color": "#ffffff" if is_measured else _LIMIT_COLOUR,
+            "line": {"width": 2.5, "color": "#1c2733" if is_measured else _LIMIT_COLOUR},
+        },
+        customdata=[formatting.size(value) for value in rows["value"]],
+        hovertemplate=f"{name} %{{customdata}}<extra></extra>",
+    )
 
 
 def _ended(figure: go.Figure, ended: pd.DataFrame, places: Mapping[float, float], top: float) -> None:

@@ -21,6 +21,8 @@ CATEGORY_COLOURS = {
     "gradients": "#009E73",
     "optimizer state": "#CC79A7",
     "activations": "#56B4E9",
+    "cache": "#009E73",
+    "tokens": "#D55E00",
     "temporary": "#E69F00",
 }
 UNATTRIBUTED = "unattributed"
@@ -215,6 +217,14 @@ def filling(part: str, colour: str) -> dict[str, object]:
         return {"color": colour, "line": {"width": 0}}
     hatch = {"shape": "/", "fgcolor": formatting.GREY, "bgcolor": "rgba(0,0,0,0)", "size": 7, "solidity": 0.25}
     return {"pattern": hatch, "color": formatting.GREY, "line": {"width": 1, "color": formatting.GREY}}
+
+
+def hatching(part: str, colour: str) -> dict[str, object]:
+    """The fill of one part of a stack that is predicted: stripes of its colour in an outline."""
+    if part == UNATTRIBUTED:
+        return filling(part, colour)
+    stripes = {"shape": "/", "fgcolor": colour, "bgcolor": "rgba(0,0,0,0)", "size": 5, "solidity": 0.55}
+    return {"pattern": stripes, "color": colour, "line": {"width": 1, "color": colour}}
 
 
 def drift(frame: pd.DataFrame, colours: Mapping[str, str], *, title: str) -> go.Figure:
