@@ -15,10 +15,12 @@ from app.widgets import (
     adapter_picker,
     fields,
     first_sweep,
+    fits,
     grid,
     labels,
     launching,
     own_models,
+    predictions,
     section_form,
     target_picker,
 )
@@ -157,6 +159,47 @@ def more_fields(
             except fields.FieldError as error:
                 errors.append(str(error))
     return spec_fields, adapter_fields, options, section
+
+
+def preview(found: list[grid.Candidate]) -> None:
+    """The runs in a table, each with its predicted peak as soon as that is known; what is not is asked for."""
+    wanted = grid.runnable(found)
+    predictions.ask(wanted, place="launch")
+    is_waiting = bool(predictions.waiting(wanted))
+    st.fragment(preview_now, run_every=predictions.look_every_s() if is_waiting else None)(found, is_waiting)
+
+
+def preview_now(found: list[grid.Candidate], was_waiting: bool) -> None:
+    """The preview with what is known by now; a page that waited and need not any more runs anew, to look no longer."""
+    wanted = grid.runnable(found)
+    known, waiting = predictions.known(wanted), predictions.waiting(wanted)
+    if was_waiting and not waiting:
+        st.rerun()
+    where = (state.devices(), state.free_memory_bytes())
+    warning, unknown = fits.sentences(wanted, known, *where)
+    if warning:
+        st.warning(formatting.plain(warning), icon=":material/memory_alt:")
+    fitting = fits.columns([one.spec if one.problem is None else None for one in found], known, waiting, *where)
+    frame = grid.preview_frame(found)
+    place = frame.columns.get_loc("Expected")
+    assert isinstance(place, int)
+    for name in (fits.FITS, fits.PEAK):
+        frame.insert(place, name, fitting[name])
+    st.dataframe(
+        frame,
+        hide_index=True,
+        alt="The runs that these choices make, whether each fits into memory, and what keeps some from running",
+        column_config={
+            "Measured": st.column_config.TextColumn(help="How often this very spec was measured here."),
+            fits.PEAK: st.column_config.TextColumn(help="Of the job's tensors, before anything runs."),
+            fits.FITS: st.column_config.MultiselectColumn(
+                help=fits.HELP, options=list(fits.WORDS), color=list(fits.COLOURS)
+            ),
+            "Problem": st.column_config.TextColumn(width="large"),
+        },
+    )
+    for sentence in unknown:
+        st.caption(formatting.plain(sentence))
 
 
 def details(spec: Measured) -> None:
@@ -325,15 +368,6 @@ if launched := st.session_state.pop("launched", None):
         st.page_link("views/queue.py", label="Watch in the queue", icon=":material/arrow_forward:")
 
 if not too_many:
-    preview = grid.preview_frame(found)
-    st.dataframe(
-        preview,
-        hide_index=True,
-        alt="The runs that these choices make, and what keeps some from running",
-        column_config={
-            "Measured": st.column_config.TextColumn(help="How often this very spec was measured here."),
-            "Problem": st.column_config.TextColumn(width="large"),
-        },
-    )
+    preview(found)
 if specs:
     details(specs[0])

@@ -22,7 +22,7 @@ Open = Callable[..., AppTest]
 
 def waiting(database: Database) -> list[RunRow]:
     with database.reading() as session:
-        return runs.queued_and_running(session)
+        return [row for row in runs.queued_and_running(session) if row.kind != "predict"]
 
 
 def choose(app: AppTest, key: str, values: list[object]) -> AppTest:
