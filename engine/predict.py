@@ -6,6 +6,7 @@ blocks follows from these, to the byte. Nothing is measured, and no weight is al
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -14,12 +15,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from engine.catalog import Card
 from engine.measure.breakdown import CATEGORIES
+from engine.measure.environment import compute_capability
 from engine.models import build_meta, model_config
 from engine.prediction import inference, init, merge, train
+from engine.prediction.attention import Capability
 from engine.prediction.blame import explained
+from engine.prediction.cuda_memory import OnDevice, on_device
 from engine.prediction.depth import Depths, NotRepeating, deepen, deepen_net, depths
 from engine.prediction.fake import block_kinds, with_depth
+from engine.prediction.fake_cuda import FakeCuda
+from engine.prediction.fake_mps import FakeMps
 from engine.prediction.sameness import blocks_differ
 from engine.prediction.stream import Moment, Part, Peak, Stream, course, joined, peak
 from engine.result import Metric, Sample
@@ -28,7 +35,11 @@ from engine.spec import InferenceSpec, InitSpec, Measured, MergeSpec, SpecError,
 History = tuple[Part, Stream]
 Record = Callable[[PretrainedConfig], tuple[History, ...]]
 """Records a job over a model of this config: stretches of its history that follow each other."""
+FakeDevice = FakeCuda | FakeMps
 _TENSORS_SHOWN = 10
+AMPERE: Capability = (8, 0)
+"""The compute capability of a CUDA device that is not here and of which no card is named."""
+_ON_TWO_DEVICES = ("gpu_offload", "gpu_then_cpu")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,11 +53,15 @@ class Tensors:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The peak of one form of the model, by the variant that a measured run has it under, and its memory's course."""
+    """The peak of one form of the model, by the variant that a measured run has it under, and its memory's course.
+
+    On a CUDA device also what the job takes of it.
+    """
 
     variant: str | None
     peak: Peak
     course: tuple[Moment, ...]
+    on_device: OnDevice | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +87,12 @@ class Prediction:
         return self.highest.peak
 
     @property
+    def needed_bytes(self) -> int:
+        """What has to fit into the device: all that the job takes of a CUDA device, the tensors' peak elsewhere."""
+        device = self.highest.on_device
+        return self.peak.total_bytes if device is None else device.total_bytes
+
+    @property
     def largest(self) -> list[Tensors]:
         """What takes most at the peak, by category and module, largest first."""
         found = [Tensors(category, module, size) for (category, module), size in self.peak.origins.items()]
@@ -83,6 +104,9 @@ class Prediction:
             yield Metric("peak_bytes", "bytes", form.peak.total_bytes, form.variant)
             for category, size in form.peak.bytes.items():
                 yield Metric(f"{category.replace(' ', '_')}_bytes", "bytes", size, form.variant)
+            if form.on_device is not None:
+                yield Metric("peak_allocated_bytes", "bytes", form.on_device.peak_allocated_bytes, form.variant)
+                yield Metric("peak_reserved_bytes", "bytes", form.on_device.peak_reserved_bytes, form.variant)
         yield from self.own_metrics
         yield Metric("predict_time_s", "s", self.predict_time_s)
 
@@ -94,41 +118,83 @@ class Prediction:
 
     def inspection(self) -> dict[str, Any]:
         """What is neither a metric nor a sample: where the highest peak is, what it consists of, and notes."""
+        device = self.highest.on_device
         return {
             "peak_variant": self.highest.variant,
             "peak_part": self.peak.part,
             "top_tensors": [dataclasses.asdict(tensors) for tensors in self.largest],
+            "device_terms": [dataclasses.asdict(term) for term in device.terms] if device else None,
             "notes": list(self.notes),
         }
 
 
-def predict(spec: Measured) -> Prediction:
-    """Predict one spec's peak.
+def predict(spec: Measured, card: Card | None = None) -> Prediction:
+    """Predict one spec's peak, on its own device or, if there is one, on that card.
 
     Raises:
         SpecError: one sentence, when the model cannot be built, PEFT refuses the adapter, or what the spec asks for is
             not predicted.
     """
     start_s = time.perf_counter()
-    found = [(variant, *_recorded(spec, record)) for variant, record in _recorders(spec).items()]
+    device, remarks = fake_device(spec, card)
+    recorders = _recorders(spec)
+    with contextlib.nullcontext() if device is None else device.running():
+        found = [(variant, *_recorded(spec, record)) for variant, record in recorders.items()]
     forms = [
-        Form(variant, _with_all_categories(spec, peak(before, parts)), tuple(course(before, parts)))
+        Form(
+            variant,
+            _with_all_categories(spec, peak(before, parts)),
+            tuple(course(before, parts)),
+            taken(spec, before, parts, device.capability) if isinstance(device, FakeCuda) else None,
+        )
         for variant, before, parts, _ in found
     ]
     own = () if isinstance(spec, TrainSpec | InferenceSpec) else tuple(_extra(spec, found[0][1], forms[0].peak))
-    notes = dict.fromkeys(note for *_, note in found)
+    notes = dict.fromkeys([note for *_, note in found] + remarks + (device.notes() if device else []))
     return Prediction(tuple(forms), own, tuple(notes), time.perf_counter() - start_s)
 
 
-def history(spec: Measured, variant: str | None = None) -> History:
+def history(spec: Measured, variant: str | None = None, device: FakeDevice | None = None) -> History:
     """What is alive before the counted parts of the job in one form, and these parts, at the model's full depth.
+
+    The job runs on that device, or on a CPU.
 
     Raises:
         SpecError: as :func:`predict`.
         KeyError: if the job has no such form.
     """
-    before, parts, _ = _recorded(spec, _recorders(spec)[variant])
+    record = _recorders(spec)[variant]
+    with contextlib.nullcontext() if device is None else device.running():
+        before, parts, _ = _recorded(spec, record)
     return before, parts
+
+
+def fake_device(spec: Measured, card: Card | None = None) -> tuple[FakeDevice | None, list[str]]:
+    """What a spec's job runs on, None for a CPU, and what has to be said of it.
+
+    Raises:
+        SpecError: one sentence, when that device lacks what the spec asks for.
+    """
+    kind = spec.device.partition(":")[0] if card is None else card.device
+    if kind == "mps":
+        return FakeMps(), []
+    if kind == "cpu":
+        return None, []
+    known = compute_capability(spec.device) if card is None else card.compute_capability
+    major, minor = known or AMPERE
+    if spec.attention == "flash_attention_2" and (major, minor) < AMPERE:
+        raise SpecError("attention", f"flash_attention_2 needs compute capability 8.0, not {major}.{minor}; use sdpa")
+    missing = f"{spec.device} is not here: taken for a device of compute capability {major}.{minor}"
+    return FakeCuda((major, minor)), [] if known else [missing]
+
+
+def taken(spec: Measured, before: Part, parts: Stream, capability: Capability) -> OnDevice:
+    """What a job of this history takes of a CUDA device of that compute capability.
+
+    A step is gone through twice, as the cache of later ones is in pieces; its gradients are taken in another thread.
+    """
+    times = 2 if isinstance(spec, TrainSpec) else 1
+    return on_device(before, parts, capability, handles=times, rounds=times)
 
 
 def _recorders(spec: Measured) -> dict[str | None, Record]:
@@ -139,6 +205,8 @@ def _recorders(spec: Measured) -> dict[str | None, Record]:
     """
     for field, sentence in _not_predicted(spec).items():
         raise SpecError(field, sentence)
+    # Fake tensors of other devices need these; what such a device does otherwise is up to ``FakeDevice``.
+    spec = spec.model_copy(update={"device": "cpu"})
     if isinstance(spec, TrainSpec):
         return {None: lambda config: (train.record(spec, config),)}
     if isinstance(spec, InitSpec):
@@ -181,8 +249,8 @@ def _shallow(spec: Measured) -> PretrainedConfig:
 def _not_predicted(spec: Measured) -> dict[str, str]:
     """The fields of a spec that keep it from being predicted, and what would be right."""
     found = {}
-    if spec.device != "cpu":
-        found["device"] = f"must be cpu to be predicted, not {spec.device}"
+    if spec.strategy in _ON_TWO_DEVICES:
+        found["strategy"] = f"must work on one device to be predicted, and {spec.strategy} moves weights between two"
     if isinstance(spec, TrainSpec) and spec.strategy == "compiled":
         found["strategy"] = "must be stock to be predicted: what compiled code allocates nothing can follow"
     if spec.quantization is not None:

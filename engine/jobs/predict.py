@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.catalog import requirements
+from engine import catalog
+from engine.catalog import Card, requirements
 from engine.jobs.outcome import Outcome
 from engine.predict import Prediction, predict
 from engine.result import Device, Progress
-from engine.spec import Measured, PredictSpec, SpecError, prediction_key, spec_hash
+from engine.spec import Measured, NotHere, PredictSpec, SpecError, prediction_key, spec_hash
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,7 +45,7 @@ def entry(spec: Measured, card: str | None = None) -> dict[str, Any]:
     """One spec's prediction as JSON-ready values, or the sentence that says why there is none."""
     names = {"key": prediction_key(spec, card), "spec_hash": spec_hash(spec)}
     try:
-        found = checked(spec)
+        found = checked(spec, card)
     except SpecError as error:
         return {**names, "error": {"field": error.field, "text": str(error)}}
     return {
@@ -56,14 +57,25 @@ def entry(spec: Measured, card: str | None = None) -> dict[str, Any]:
     }
 
 
-def checked(spec: Measured) -> Prediction:
-    """Predict a spec after checking all that needs no model. The device need not be here.
+def checked(spec: Measured, card_id: str | None = None) -> Prediction:
+    """Predict a spec, on a card if there is one, after checking all that needs no model. The device need not be here.
 
     Raises:
         SpecError: one sentence.
     """
-    kind: Any = spec.device.partition(":")[0]
-    there = Device(spec.device, kind, spec.device, 0, _DTYPES)
+    card = None if card_id is None else catalog.card(card_id)
+    there = _device(spec, card)
+    spec = spec.model_copy(update={"device": there.id})
     for problem in requirements.problems(spec, [there], None):
-        raise problem
-    return predict(spec)
+        if not isinstance(problem, NotHere):
+            raise problem
+    return predict(spec, card)
+
+
+def _device(spec: Measured, card: Card | None) -> Device:
+    """What the job would run on."""
+    if card is None:
+        kind: Any = spec.device.partition(":")[0]
+        return Device(spec.device, kind, spec.device, 0, _DTYPES)
+    kind = card.device
+    return Device("cuda:0" if kind == "cuda" else kind, kind, card.label, card.memory_bytes, card.dtypes)

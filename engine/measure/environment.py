@@ -13,9 +13,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -38,6 +38,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 _RECORDED_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "THP_", "PYTORCH_", "GLIBC_TUNABLES", "CUDA_")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 _PROJECT = Path(__file__).resolve().parents[2]
+Answer = TypeVar("Answer")
 
 
 def environment() -> dict[str, Any]:
@@ -171,25 +172,43 @@ def _project_version() -> tuple[str | None, bool | None]:
     return commit, None if commit is None or changes is None else bool(changes)
 
 
+def compute_capability(device_id: str) -> tuple[int, int] | None:
+    """That of a CUDA device such as ``cuda:0``; None where this machine has no such device."""
+    index = int(device_id.partition(":")[2])
+
+    def ask(pynvml: Any) -> tuple[int, int] | None:
+        handles = _visible_handles(pynvml)[index : index + 1]
+        return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handles[0])) if handles else None
+
+    return _from_nvml(ask, None)
+
+
 def _cuda_devices() -> tuple[Device, ...]:
-    """NVIDIA GPUs through NVML, which needs no CUDA context (one takes hundreds of MB on the GPU)."""
+    def ask(pynvml: Any) -> tuple[Device, ...]:
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        return tuple(
+            _cuda_device(pynvml, handle, index, driver) for index, handle in enumerate(_visible_handles(pynvml))
+        )
+
+    return _from_nvml(ask, ())
+
+
+def _from_nvml(ask: Callable[[Any], Answer], otherwise: Answer) -> Answer:
+    """What NVML, which needs no CUDA context (one takes hundreds of MB on the GPU), says of NVIDIA's GPUs."""
     import torch
 
     if not torch.backends.cuda.is_built():
-        return ()
+        return otherwise
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no library, no driver, or one too old: then there is no GPU that can be used
-        return ()
+        return otherwise
     try:
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
-        return tuple(
-            _cuda_device(pynvml, handle, index, driver) for index, handle in enumerate(_visible_handles(pynvml))
-        )
+        return ask(pynvml)
     except pynvml.NVMLError:
-        return ()
+        return otherwise
     finally:
         pynvml.nvmlShutdown()
 
