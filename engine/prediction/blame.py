@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import traceback
 from collections.abc import Iterator
@@ -10,9 +11,13 @@ from collections.abc import Iterator
 from engine import catalog
 from engine.spec import FreshAdapter, Measured, SpecError
 
-_OPERATION = re.compile(r"aten(?:::|\.)\w+|\w+::\w+|\w+Backward0")
-# Of sparse tensors the gradient has as many elements as there are values, and fake ones have none.
-_WITHOUT_VALUES = re.compile(r"meta tensor|'Meta' backend|fake ?tensor|data.dependent|invalid gradient", re.IGNORECASE)
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+_OPERATION = re.compile(r"aten(?:::|\.)\w+|\w+::\w+|\w+Backward0|split_with_sizes")
+# Of sparse tensors the gradient has as many elements as there are values, and fake ones have none. Sizes that were
+# read from a tensor do not add up.
+_WITHOUT_VALUES = re.compile(
+    r"meta tensor|'Meta' backend|fake ?tensor|data.dependent|invalid gradient|split_sizes to sum", re.IGNORECASE
+)
 
 
 @contextlib.contextmanager
@@ -22,6 +27,8 @@ def explained(spec: Measured) -> Iterator[None]:
     Raises:
         SpecError: naming the operation.
     """
+    # It would write the whole trace as well.
+    was_disabled, _LOG.disabled = _LOG.disabled, True
     try:
         yield
     except SpecError as error:
@@ -31,6 +38,8 @@ def explained(spec: Measured) -> Iterator[None]:
         raise _sentence(spec, error.__cause__) from error
     except RuntimeError as error:
         raise _sentence(spec, error) from error
+    finally:
+        _LOG.disabled = was_disabled
 
 
 def _needs_values(error: BaseException) -> bool:

@@ -61,7 +61,8 @@ class Numbers(TorchDispatchMode):
 
     Optimizers read sizes of steps, which decide no memory; LoKr and LoHa whether a random number exceeds the module
     dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements a mask picks,
-    or how many values differ, is answered only where it is ``counted``.
+    or how many values differ, is answered only where it is ``counted``. Products of fused experts in other dtypes than
+    bfloat16 are answered here, because PyTorch's fake kernel knows that one alone.
     """
 
     def __init__(self, counted: Counted | None = None) -> None:
@@ -74,6 +75,8 @@ class Numbers(TorchDispatchMode):
             if args[0] is self._any():
                 return False
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            return _grouped_product(*args)
         if self._counted is not None:
             if func is torch.ops.aten.index.Tensor:
                 args = (args[0], [place for index in args[1] for place in _places(index, self._counted)])
@@ -88,6 +91,17 @@ class Numbers(TorchDispatchMode):
             # Weakly: it must not live longer for being looked at.
             self._any = weakref.ref(result)
         return result
+
+
+def _grouped_product(left: Tensor, right: Tensor, offsets: Tensor | None = None, *_: Any) -> Tensor:
+    """The empty result of a product by groups: rows are aligned to 16 bytes, as the real kernel has them."""
+    groups: tuple[int, ...] = ()
+    if left.ndim == right.ndim:
+        groups = (len(left),) if offsets is None else (len(offsets),)
+    size = (*groups, left.shape[-2], right.shape[-1])
+    aligned = 16 // left.itemsize
+    row = -(-size[-1] // aligned) * aligned
+    return left.new_empty_strided(size, (size[-2] * row, row, 1)[-len(size) :])
 
 
 @contextlib.contextmanager
