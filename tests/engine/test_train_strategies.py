@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from engine.jobs import run_job
+from engine.jobs.train_proof import SCALE_TOLERANCE, Agreement, agreement, check_rounding
 from engine.measure.breakdown import StepTracker
 from engine.spec import parse_spec
 from engine.strategies import losses
@@ -203,3 +204,23 @@ def test_a_tiled_mlp_wrong_by_one_percent_does_not_pass(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(losses, "_tiled", wrong)
     assert "gradients_equal" in failed_checks(train={"sequence_tiles": 3})
+
+
+def test_gradients_in_half_precision_are_judged_over_several_batches() -> None:
+    stock = Agreement(error=0.02, scale=1.0)
+    one_is_off = [(Agreement(0.02, 1.0 + 1.5 * SCALE_TOLERANCE), stock), *[(stock, stock)] * 3]
+    assert check_rounding(one_is_off, "bfloat16").passed
+    assert not check_rounding([(Agreement(0.02, 1.01), stock)] * 4, "bfloat16").passed
+    assert not check_rounding([(Agreement(0.03, 1.0), stock)] * 4, "bfloat16").passed
+
+
+def test_a_gradient_that_is_missing_on_one_batch_does_not_pass() -> None:
+    stock = Agreement(error=0.02, scale=1.0)
+    assert agreement({"loss": torch.ones(1)}, {"loss": torch.ones(1), "a": torch.ones(2)}) is None
+    assert not check_rounding([(stock, stock), (None, stock)], "bfloat16").passed
+
+
+def test_agreement_is_relative_to_the_reference() -> None:
+    found = agreement({"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([3.0, 0.0])})
+    assert found is not None
+    assert (found.error, found.scale) == (pytest.approx(4 / 3), pytest.approx(1.0))
