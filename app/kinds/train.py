@@ -89,8 +89,12 @@ def _sides(metrics: Metrics, name: str) -> pd.DataFrame:
 
 
 def _memory_at_peak(metrics: Metrics) -> pd.DataFrame:
-    """Rows of the stacked chart: tensors at the peak, and the process with what the tensors do not explain."""
-    lines = []
+    """Rows of the stacked chart: tensors at the peak as predicted and as measured, and the process with the rest."""
+    lines = [
+        {"label": "Predicted: tensors", "part": part, "value": value}
+        for name, part in AT_PEAK.items()
+        if (value := metrics.predicted.get((name, None)))
+    ]
     for variant, label in _SIDES:
         rows = [
             {"label": f"{label}: tensors", "part": part, "value": value}

@@ -11,9 +11,10 @@ import streamlit as st
 from app import figures, formatting, state
 from app.comparison.selection import OFFERED_RUNS, ids_text
 from app.kinds import KINDS
-from app.widgets import labels, launching, manage, own_models, progress, samples
+from app.widgets import labels, launching, manage, own_models, progress, run_prediction, samples
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Chart, Metrics, cards, draw
+from app.widgets.predictions import Predicted
 from db import runs
 from db.documents import FINAL_STATES
 from db.runs import RunDetail, RunRow
@@ -143,13 +144,18 @@ def again(run: RunRow) -> None:
         st.session_state["run_again"] = ids[0]
 
 
-def what_went_wrong(run: RunDetail) -> None:
-    """The sentence first, for every run that is not a plain success."""
+def what_went_wrong(run: RunDetail, foreseen: str | None) -> None:
+    """The sentence first, for every run that is not a plain success; ``foreseen`` is what was predicted of it."""
     if run.state in FINAL_ADVICE:
         sentence = formatting.plain(formatting.sentence(run.error_text or FINAL_ADVICE[run.state]))
         advice = FINAL_ADVICE[run.state] if run.error_text and run.state != "cancelled" else ""
+        said = [sentence]
+        if foreseen and run.state == "out_of_memory":
+            said.append(formatting.plain(foreseen))
         show = st.error if run.state in ("failed", "lost") else st.warning
-        show(f"{sentence}  \n{advice}" if advice else sentence, icon=formatting.state_icon(run.state))
+        show("  \n".join([*said, *([advice] if advice else [])]), icon=formatting.state_icon(run.state))
+    elif foreseen:
+        st.caption(formatting.plain(foreseen))
     if run.failed_checks:
         st.warning(
             f"{formatting.plural(run.failed_checks, 'check')} did not pass, so these times may prove nothing; "
@@ -237,14 +243,16 @@ def environment_table(environment: dict[str, object]) -> None:
     st.table(flat, border="horizontal", alt="Environment of the run")
 
 
-def details(run: RunDetail, metrics: pd.DataFrame) -> None:
+def details(run: RunDetail, metrics: Metrics, predicted: Predicted | None) -> None:
     """Checks, numbers, environment, spec, log and code, one tab each."""
     log = state.log_tail(Path(run.run_folder) / "log.txt") if run.run_folder else ""
     names = []
     if run.checks:
         names.append("Checks")
-    if len(metrics):
+    if len(metrics.frame):
         names.append("Numbers")
+    if predicted is not None:
+        names.append("Predicted")
     if run.environment:
         names.append("Environment")
     names += ["Spec", "Log"] + (["Python"] if run.kind in KINDS else [])
@@ -257,7 +265,10 @@ def details(run: RunDetail, metrics: pd.DataFrame) -> None:
             if name == "Checks":
                 checks_table(run)
             elif name == "Numbers":
-                metric_table(metrics)
+                metric_table(metrics.frame)
+            elif name == "Predicted":
+                assert predicted is not None
+                run_prediction.table(run, metrics, predicted)
             elif name == "Environment":
                 environment_table(run.environment or {})
             elif name == "Spec":
@@ -337,9 +348,11 @@ if new_id := st.session_state.pop("run_again", None):
         )
 if run.state in ("queued", "running"):
     live(run.id)
-what_went_wrong(run)
-metrics = Metrics(run.metrics)
+predicted = run_prediction.known(run)
+what_went_wrong(run, run_prediction.foreseen(run, predicted))
+metrics = Metrics(run.metrics, predicted.metrics if predicted else None)
 if run.kind in KINDS and (numbers := KINDS[run.kind].key_numbers(run, metrics)):
-    cards(numbers)
+    cards([*numbers, *run_prediction.card(run, metrics, predicted)])
+run_prediction.ask_button(run, predicted)
 draw(charts(run, metrics), columns=2)
-details(run, metrics.frame)
+details(run, metrics, predicted)

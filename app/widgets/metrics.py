@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -37,10 +37,16 @@ class Chart:
 
 
 class Metrics:
-    """One run's metrics. Medians are over the repeats; None where there is no such metric."""
+    """One run's metrics. Medians are over the repeats; None where there is no such metric.
 
-    def __init__(self, rows: Iterable[MetricRow]) -> None:
+    ``predicted`` has what was predicted of the same metrics, by name and variant.
+    """
+
+    def __init__(
+        self, rows: Iterable[MetricRow], predicted: Mapping[tuple[str, str | None], float] | None = None
+    ) -> None:
         self.frame = pd.DataFrame(rows, columns=list(MetricRow._fields))
+        self.predicted = predicted or {}
 
     def rows(self, name: str, variant: str | None = None) -> pd.DataFrame:
         """The lines of one metric of one variant, by repeat."""

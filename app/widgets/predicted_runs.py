@@ -46,13 +46,14 @@ def known(rows: Iterable[RunRow]) -> dict[str, Predicted]:
     return {stored: found[now] for stored, spec in by_hash.items() if (now := spec_hash(spec)) in found}
 
 
-def ask_button(rows: Sequence[RunRow], label: str, *, key: str) -> None:
+def ask_button(rows: Sequence[RunRow], label: str, *, key: str, says_how_many: bool = True) -> None:
     """Asks for the predictions of runs that have none, and follows those that are on their way.
 
     Args:
         rows: the runs without a prediction.
         label: of the button.
         key: of the button.
+        says_how_many: whether the number of specs without a prediction stands beside it.
     """
     missing = list(specs(rows).values())
     if not missing:
@@ -62,8 +63,9 @@ def ask_button(rows: Sequence[RunRow], label: str, *, key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if left:
             st.button(label, key=key, icon=":material/online_prediction:", on_click=_ask, args=(left[:ASKED_AT_ONCE],))
-            number = formatting.plural(len(left), "spec")
-            st.markdown(f":gray[{number} without a prediction]", width="content")
+            if says_how_many:
+                number = formatting.plural(len(left), "spec")
+                st.markdown(f":gray[{number} without a prediction]", width="content")
         predictions.follow(missing)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.widgets import predicted_runs
 from db import runs, transfer
 from db.documents import parse_run
 from db.session import Database
 from engine.spec import parse_spec
-from tests.app import stored
+from tests.app import predicted, stored
 from tests.app.reading import words
 
 Open = Callable[..., AppTest]
@@ -141,3 +142,72 @@ def test_a_waiting_run_says_that_it_waits_and_can_be_cancelled(open_page: Open, 
     app.button(key="cancel_waiting").click().run()
     with database.reading() as session:
         assert runs.list_runs(session)[0].state == "cancelled"
+
+
+@pytest.fixture
+def same_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions are made with the versions that stored runs were measured with."""
+    monkeypatch.setattr(predicted_runs, "installed", lambda: dict(stored.ENVIRONMENT["packages"]))
+
+
+def trained(database: Database) -> tuple[int, dict[str, float]]:
+    """A train run, and its bytes at the peak by name."""
+    run_id = stored.store(database, stored.document("train"), stored.train_result([1.0], trainable=1_000_000))
+    with database.reading() as session:
+        run = runs.get_run(session, run_id)
+    assert run is not None
+    return run_id, {metric.name: metric.value for metric in run.metrics if metric.unit == "bytes"}
+
+
+def test_the_predicted_peak_stands_beside_the_measured_one_with_its_error(
+    open_page: Open, database: Database, same_versions: None
+) -> None:
+    run_id, measured = trained(database)
+    peaks = {name: value for name, value in measured.items() if name != "peak_rss_bytes"}
+    predicted.store(database, stored.document("train"), {**peaks, "peak_bytes": measured["peak_bytes"] * 1.01})
+    app = open_page("run", id=str(run_id))
+    shown = {metric.label: metric for metric in app.metric}
+    assert shown["Predicted peak memory"].delta == "+1.00 % of measured"
+    (table,) = [frame.value for frame in app.dataframe if "Predicted" in frame.value]
+    assert list(table["Error"]) == ["exact"] * (len(table) - 1) + ["+1.00 %"]
+    assert any("Predicted: tensors" in element.proto.spec for element in app.get("plotly_chart"))
+
+
+def test_a_prediction_of_other_versions_has_no_error(
+    open_page: Open, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = {**stored.ENVIRONMENT["packages"], "peft": "9.9.9"}
+    monkeypatch.setattr(predicted_runs, "installed", lambda: newer)
+    run_id, measured = trained(database)
+    predicted.store(database, stored.document("train"), {"peak_bytes": measured["peak_bytes"]})
+    app = open_page("run", id=str(run_id))
+    assert {metric.label: metric.delta for metric in app.metric}["Predicted peak memory"] == "of other versions"
+
+
+def test_a_run_without_a_prediction_asks_for_it_at_the_press_of_a_button(open_page: Open, database: Database) -> None:
+    run_id, _ = trained(database)
+    app = open_page("run", id=str(run_id))
+    assert "Predicted peak memory" not in [metric.label for metric in app.metric]
+    app.button(key="predict_run").click().run()
+    assert not app.exception
+    with database.reading() as session:
+        (request,) = runs.queued_and_running(session)
+    assert [spec["kind"] for spec in request.spec["of"]] == ["train"]
+    assert "1 prediction to come" in words(app)
+
+
+def test_a_run_out_of_memory_says_what_was_predicted(open_page: Open, database: Database) -> None:
+    run_id = stored.store(database, stored.document("train"), stored.failure("out_of_memory", "It took too much"))
+    predicted.store(database, stored.document("train"), {"peak_bytes": 40.0 * 2**30})
+    text = open_page("run", id=str(run_id)).warning[0].value.replace("\\", "")
+    assert "It took too much" in text
+    assert "Predicted: a peak of 40.0 GiB of tensors" in text
+    assert "16.0 GiB there (will not fit)" in text
+
+
+def test_a_run_that_cannot_be_predicted_says_why(open_page: Open, database: Database) -> None:
+    run_id, _ = trained(database)
+    predicted.refuse(database, stored.document("train"), "strategy: must be <b>stock</b>")
+    text = words(open_page("run", id=str(run_id)))
+    assert "strategy: must be" in text.replace("\\", "")
+    assert "<b>" not in text
