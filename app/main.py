@@ -70,6 +70,12 @@ MEASURING = [
 ]
 PREDICTING = [
     st.Page(
+        "views/predict.py",
+        title="Peak memory",
+        icon=":material/online_prediction:",
+        help="How much memory a job will take, before anything runs and for cards that are not here.",
+    ),
+    st.Page(
         "views/accuracy.py",
         title="Accuracy",
         icon=":material/target:",

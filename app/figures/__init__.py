@@ -3,6 +3,7 @@
 from app.figures.accuracy import errors, predicted_measured
 from app.figures.alt import alt_text
 from app.figures.context import context_memory
+from app.figures.course import course
 from app.figures.facets import facets
 from app.figures.lines import lines
 from app.figures.memory import CATEGORY_COLOURS, STEP_COLOURS, drift, process_memory, stacked, tensor_memory
@@ -20,6 +21,7 @@ __all__ = [
     "Dimension",
     "alt_text",
     "context_memory",
+    "course",
     "drift",
     "errors",
     "facets",

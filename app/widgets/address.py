@@ -9,7 +9,7 @@ there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import streamlit as st
 
@@ -26,7 +26,7 @@ def one(
     default: T,
     text: Callable[[T], str] = str,
     help: str | None = None,
-    width: int = 240,
+    width: int | Literal["stretch"] = 240,
 ) -> T:
     """A select box; its option's text is in the address."""
     if presenting.is_on():
@@ -53,7 +53,7 @@ def several(
     text: Callable[[T], str] = str,
     help: str | None = None,
     placeholder: str = "Any",
-    width: int = 240,
+    width: int | Literal["stretch"] = 240,
 ) -> list[T]:
     """A list of several; the texts of its options are in the address."""
     if presenting.is_on():
@@ -71,6 +71,42 @@ def several(
         placeholder=placeholder,
         width=width,
     )
+
+
+def one_or_new(
+    label: str,
+    options: Sequence[str],
+    *,
+    key: str,
+    default: str,
+    text: Callable[[str], str] = str,
+    help: str | None = None,
+    placeholder: str,
+) -> str:
+    """A select box that takes what is typed, too; the address may hold an option, its text, or anything else."""
+    if presenting.is_on():
+        by_text = {text(option): option for option in options}
+        asked = st.query_params.get(key, default)
+        return by_text.get(asked, asked)
+    chosen = st.selectbox(
+        label,
+        options,
+        index=list(options).index(default),
+        format_func=text,
+        key=key,
+        bind="query-params",
+        accept_new_options=True,
+        help=help,
+        placeholder=placeholder,
+    )
+    return chosen or default
+
+
+def words(label: str, *, key: str, default: str, help: str | None = None) -> str:
+    """A short text, empty where it was emptied."""
+    if presenting.is_on():
+        return st.query_params.get(key, default)
+    return st.text_input(label, default, key=key, bind="query-params", help=help) or ""
 
 
 def search(label: str, *, key: str, placeholder: str) -> str:

@@ -38,7 +38,8 @@ class Predicted:
     """One spec's prediction, or the sentence (``error``) that says why there is none. Sizes are in bytes.
 
     ``metrics`` are by name and variant; ``peak_bytes``, ``parts`` (by category), ``peak_part`` and what follows are of
-    the variant with the highest peak. ``course`` is empty unless it was asked for.
+    the variant with the highest peak. ``course`` is empty unless it was asked for. ``is_broken_off`` tells a request
+    that ended before it had an answer from an answer that says no.
     """
 
     spec_hash: str
@@ -50,6 +51,7 @@ class Predicted:
     notes: tuple[str, ...] = ()
     device_terms: tuple[Mapping[str, Any], ...] = ()
     course: tuple[Mapping[str, Any], ...] = ()
+    is_broken_off: bool = False
 
     @property
     def peak_bytes(self) -> float | None:
@@ -69,10 +71,14 @@ class Predicted:
     @property
     def parts(self) -> dict[str, float]:
         """Bytes at the peak by category."""
+        return self.parts_of(self.variant)
+
+    def parts_of(self, variant: str | None) -> dict[str, float]:
+        """Bytes by category at the peak of one variant."""
         return {
             name.removesuffix("_bytes").replace("_", " "): value
-            for (name, variant), value in self.metrics.items()
-            if variant == self.variant and name.endswith("_bytes") and "peak" not in name and name not in _NOT_PARTS
+            for (name, of), value in self.metrics.items()
+            if of == variant and name.endswith("_bytes") and "peak" not in name and name not in _NOT_PARTS
         }
 
 
@@ -144,7 +150,8 @@ def ask(specs: Sequence[Measured], card: str | None = None, *, place: str = "", 
     if not wanted:
         return []
     size = 1 if again else max(_SPECS_IN_A_REQUEST, math.ceil(len(wanted) / _MOST_REQUESTS))
-    groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    # The first alone, so that a page has something to show as soon as can be.
+    groups = [wanted[:1], *(wanted[start : start + size] for start in range(1, len(wanted), size))]
     ids = launching.launch([PredictSpec(of=tuple(group), card=card) for group in groups])
     if place:
         st.session_state.setdefault(_asked_key(place), []).extend(ids)
@@ -176,6 +183,22 @@ def _look(specs: list[Measured], card: str | None, left_before: int) -> None:
         progress.supervisor_badge()
 
 
+def keys_of_runs(rows: Iterable[RunRow]) -> dict[int, str]:
+    """The prediction key of each measured run whose spec can still be read, by run id."""
+    found = {row.id: _key_of(row.uid, row.spec) for row in rows}
+    return {run_id: key for run_id, key in found.items() if key is not None}
+
+
+@st.cache_data(max_entries=5000, show_spinner=False)
+def _key_of(uid: str, _document: Mapping[str, Any]) -> str | None:
+    """Kept, as a run's spec never changes."""
+    try:
+        spec = parse_spec(_document)
+    except SpecError:
+        return None
+    return prediction_key(spec) if isinstance(spec, Measured) else None
+
+
 def _by_key(specs: Iterable[Measured], card: str | None) -> dict[str, list[str]]:
     """Prediction key -> hashes of the specs that share it, in the given order."""
     found: dict[str, list[str]] = {}
@@ -200,7 +223,8 @@ def _unanswered(keys: Iterable[str]) -> dict[str, Predicted]:
         for key, hashed in _keys(row).items():
             if key in wanted:
                 reason = row.error_text or formatting.state_text(row.state)
-                found.setdefault(key, Predicted(hashed, error=f"The prediction ended without an answer: {reason}"))
+                text = f"The prediction ended without an answer: {reason}"
+                found.setdefault(key, Predicted(hashed, error=text, is_broken_off=True))
     return found
 
 

@@ -38,7 +38,7 @@ def pick(groups_by_model: Mapping[str, Sequence[ModuleGroup]], rank: int) -> lis
         [*PRESETS, CUSTOM],
         ["all-linear"],
         key=PRESET_KEY,
-        format_func=lambda name: _SHOWN.get(name, "Custom"),
+        format_func=preset_label,
         on_change=_show_preset_on_chips,
         args=(list(next(iter(groups_by_model.values()), ())),),
         help="Several make a sweep. Clicking a module below makes a choice of your own.",
@@ -63,6 +63,11 @@ def pick(groups_by_model: Mapping[str, Sequence[ModuleGroup]], rank: int) -> lis
     if CUSTOM in presets and chosen:
         targets.append(tuple(chosen))
     return targets
+
+
+def preset_label(name: str) -> str:
+    """A preset as the pickers show it; anything else is a choice of one's own."""
+    return _SHOWN.get(name, "Custom")
 
 
 def _by_name(groups_by_model: Mapping[str, Sequence[ModuleGroup]]) -> dict[str, list[ModuleGroup]]:
@@ -120,7 +125,7 @@ def _summary(
             parts.append(str(error))
             continue
         added = formatting.count(matched.added_parameters(rank))
-        label = _SHOWN.get(name, "Custom")
+        label = preset_label(name)
         parts.append(
             f"{label}: {formatting.plural(matched.module_count, 'module')}, LoRA adds {added} parameters at rank {rank}"
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from app.widgets.launching import new_run
-from db import predictions, queue, runs
+from db import queue, runs
 from db.session import Database
-from engine.spec import Measured, parse_spec, prediction_key, spec_hash
+from engine.spec import parse_spec
 
 GIB = 2**30
 CPU = {
@@ -247,48 +247,6 @@ def one_of_each_kind(database: Database, model: str = "tinyllama-1.1b") -> dict[
         ),
     ]
     return found
-
-
-def predicted(
-    database: Database,
-    spec: Measured,
-    parts: dict[str, float],
-    *,
-    card: str | None = None,
-    variant: str | None = None,
-    metrics: tuple[dict[str, Any], ...] = (),
-    **more: Any,
-) -> None:
-    """Store a prediction whose peak is the sum of these parts, as a request would have."""
-    total = sum(parts.values())
-    entry = {
-        "key": prediction_key(spec, card),
-        "spec_hash": spec_hash(spec),
-        "error": None,
-        "metrics": [
-            metric("peak_bytes", "bytes", total, variant=variant),
-            *(
-                metric(f"{name.replace(' ', '_')}_bytes", "bytes", size, variant=variant)
-                for name, size in parts.items()
-            ),
-            metric("predict_time_s", "s", 0.8),
-            *metrics,
-        ],
-        "peak_variant": variant,
-        "peak_part": "backward",
-        "top_tensors": [
-            {"category": name, "module": f"model.layers.*.{name}", "bytes": size} for name, size in parts.items()
-        ],
-        "device_terms": None,
-        "notes": ["seen over 2 and 3 blocks; all others do the same"],
-        "course": [
-            {"number": step, "part": part, "bytes": {name: size * share for name, size in parts.items()}}
-            for step, (part, share) in enumerate((("forward", 0.5), ("backward", 1.0), ("optimizer", 0.25)))
-        ],
-        **more,
-    }
-    with database.writing() as session:
-        predictions.store(session, [entry], card)
 
 
 def failure(state: str, text: str) -> dict[str, Any]:
