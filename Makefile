@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files screenshots
+.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,3 +77,6 @@ bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer
 
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files
+
+bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measured ones, and what a prediction costs
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict
