@@ -24,6 +24,8 @@ CATEGORY_COLOURS = {
     "cache": "#009E73",
     "tokens": "#D55E00",
     "temporary": "#E69F00",
+    # What a device counts and no tensor is: its allocator, libraries and driver.
+    "beside tensors": "#F0E442",
 }
 UNATTRIBUTED = "unattributed"
 STEP_COLOURS = {"forward": "#0072B2", "backward": "#56B4E9", "optimizer": "#CC79A7"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import streamlit as st
 
@@ -53,53 +53,56 @@ def measured_peaks(form: Form) -> Peaks:
     return found
 
 
-def answer(form: Form, known: dict[str, Predicted], waiting: set[str], free_bytes: float) -> None:
-    """The peak of each method at the longest length, whether it fits, and what most of it is."""
-    lengths = [one.length for one in form.asked if one.length is not None]
-    longest = [one for one in form.asked if not lengths or one.length == max(lengths)]
-    memory = (
-        formatting.size(free_bytes) + " free"
-        if form.place.device.kind == "cpu"
-        else formatting.size(form.place.device.memory_bytes)
-    )
-    at = f"At **{max(lengths)} tokens**, on" if lengths else "On"
-    st.markdown(
-        f"{at} {formatting.plain(form.place.label.lower() if form.place.is_here else form.place.label)} ({memory}):"
-    )
-    cards([_card(form, one, known.get(one.hash), one.hash in waiting, free_bytes) for one in longest[:MOST_CARDS]])
-    if len(longest) > MOST_CARDS:
-        st.caption(f"The first {MOST_CARDS} of {len(longest)}; all are in the table below.")
+def answer(form: Form, known: Mapping[str, Predicted], waiting: Collection[str], free_bytes: float) -> None:
+    """What each method takes at the longest length that is predicted, whether it fits, and what most of it is."""
+    failed = {one.hash for one in form.asked if one.hash in known and known[one.hash].error is not None}
+    lengths = [one.length for one in form.asked if one.length is not None and one.hash not in failed]
+    shown = [one for one in form.asked if not lengths or one.length == max(lengths)]
+    place = form.place
+    where = formatting.plain(place.label if place.card or place.label != predict_form.THIS_MACHINE else "this machine")
+    memory = formatting.size(_memory_bytes(form, free_bytes)) + (" free" if place.device.kind == "cpu" else "")
+    presenting.words(f"{f'At **{max(lengths)} tokens**, on' if lengths else 'On'} {where} ({memory}):")
+    cards([_card(form, one, known.get(one.hash), one.hash in waiting, free_bytes) for one in shown[:MOST_CARDS]])
+    if len(shown) > MOST_CARDS:
+        st.caption(f"The first {MOST_CARDS} of {len(shown)}; all are in the table below.")
 
 
 def _card(form: Form, one: Asked, predicted: Predicted | None, is_waiting: bool, free_bytes: float) -> Card:
     if predicted is None or predicted.peak_bytes is None:
-        return Card(
-            one.group, "…" if is_waiting else formatting.DASH, "being predicted" if is_waiting else "not predicted"
-        )
+        return Card(one.group, "…" if is_waiting else formatting.DASH, "to come" if is_waiting else "not predicted")
     fit = fits.of(one.spec, predicted, [form.place.device], free_bytes)
-    largest = max(predicted.parts.items(), key=lambda part: part[1], default=("", 0.0))
-    notes: list[str] = [fit.word] if fit else []
-    notes.append(f"{formatting.share(largest[1] / predicted.peak_bytes)} {largest[0]}")
     extra = predicted.metrics.get((prediction_frames.EXTRA.get(form.kind, ""), predicted.variant))
-    needed = f"Needs {formatting.size(fit.needed_bytes)} in all. " if fit else ""
+    part, size = max(predicted.parts.items(), key=lambda item: item[1], default=("", 0.0))
+    notes: list[str] = [fit.word] if fit else []
+    if extra is None:
+        notes.append(f"{formatting.share(size / predicted.peak_bytes)} {part}")
+    else:
+        notes.append(f"{formatting.size(extra)} on top of the model")
+    help_text = f"Peak of the job's tensors: {formatting.size(predicted.peak_bytes)}. "
+    help_text += f"Needs {formatting.size(fit.needed_bytes)} in all. " if fit else ""
     return Card(
         one.group,
-        formatting.size(predicted.peak_bytes),
-        " · ".join(notes) if extra is None else f"{notes[0] if fit else ''} · {formatting.size(extra)} on top",
-        f"Peak of the job's tensors. {needed}{fits.HELP}",
+        formatting.size(predicted.device_bytes or predicted.peak_bytes),
+        " · ".join(notes),
+        help_text + fits.HELP,
         is_good=fit is not None and fit.word == "fits",
+        is_bad=fit is not None and fit.word == "will not fit",
     )
+
+
+def _memory_bytes(form: Form, free_bytes: float) -> float:
+    """What there is: free memory of this machine, all that a card has."""
+    return free_bytes if form.place.device.kind == "cpu" else float(form.place.device.memory_bytes)
 
 
 def limits(form: Form, free_bytes: float) -> dict[str, float]:
     """The line that says where memory ends."""
-    if form.place.device.kind == "cpu":
-        return {f"free on this machine: {formatting.size(free_bytes)}": free_bytes}
-    size = float(form.place.device.memory_bytes)
-    return {f"{form.place.label}: {formatting.size(size)}": size}
+    size = _memory_bytes(form, free_bytes)
+    name = "free on this machine" if form.place.device.kind == "cpu" else form.place.label
+    return {f"{name}: {formatting.size(size)}": size}
 
 
-def charts(form: Form, known: dict[str, Predicted], measured: Peaks, free_bytes: float) -> None:
+def charts(form: Form, known: Mapping[str, Predicted], measured: Peaks, free_bytes: float) -> None:
     """Memory at the peak against the length by method, or by method alone, and what adapters save of full training."""
     frame = prediction_frames.stacks(form.asked, known)
     if frame.empty:
@@ -132,9 +135,9 @@ def charts(form: Form, known: dict[str, Predicted], measured: Peaks, free_bytes:
         st.caption(prediction_frames.PUBLISHED_NOTE)
 
 
-def measure(form: Form, known: dict[str, Predicted], measured: Peaks, free_bytes: float) -> None:
+def measure(form: Form, known: Mapping[str, Predicted], measured: Peaks, free_bytes: float) -> None:
     """A button that measures, once each, what fits on this machine and was not measured yet."""
-    if not form.place.is_here or not form.asked:
+    if not form.place.is_here or presenting.is_on():
         return
     left = []
     for one in form.asked:
@@ -191,7 +194,7 @@ def _expected(specs: Sequence[Measured]) -> str:
     return f"about {formatting.duration(total_s)}"
 
 
-def problems(form: Form, known: dict[str, Predicted]) -> None:
+def problems(form: Form, known: Mapping[str, Predicted]) -> None:
     """Why some are not predicted, each reason once, and a way to try those again whose request broke off."""
     for sentence in form.problems:
         st.error(formatting.plain(sentence), icon=":material/error:")
@@ -217,7 +220,9 @@ def _ask_again(specs: Sequence[Measured], card: str | None) -> None:
 
 
 # The containers are always there: what comes and goes in one moves no widget below it (see ``address``).
-st.title("Peak memory", anchor=False)
+with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+    st.title("Peak memory", anchor=False, width="content")
+    presenting.button()
 choices, notice, status, answer_place, chart_place = (st.container() for _ in range(5))
 with choices:
     form = predict_form.draw()
@@ -244,6 +249,10 @@ st.subheader("All predictions", anchor=False)
 st.dataframe(
     prediction_frames.shown(frame),
     hide_index=True,
+    column_config={
+        "Fits": st.column_config.MultiselectColumn(help=fits.HELP, options=list(fits.WORDS), color=list(fits.COLOURS)),
+        "Not predicted, because": st.column_config.TextColumn(width="large"),
+    },
     alt="Every prediction with its parts, whether it fits, and what was measured",
 )
 table_downloads(frame, "predictions")

@@ -24,6 +24,7 @@ class Card:
     note: str = ""
     help: str | None = None
     is_good: bool = False
+    is_bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def cards(numbers: Sequence[Card]) -> None:
                 number.value,
                 delta=(number.note or "\u2003") if has_notes else None,
                 delta_arrow="off",
-                delta_color="green" if number.is_good else "off",
+                delta_color="green" if number.is_good else "red" if number.is_bad else "off",
                 border=True,
                 height="stretch",
                 help=number.help,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import adapter_picker, address, fields, grid, labels, section_form, target_picker
+from app.widgets import adapter_picker, address, fields, grid, labels, presenting, section_form, target_picker
 from app.widgets.grid import AdapterPick
 from engine import catalog
 from engine.catalog.cards import Card, cards
@@ -24,7 +24,8 @@ from engine.spec import Measured, SpecError, parse_spec, spec_hash
 
 KINDS = ("train", "inference", "init", "merge")
 DEFAULT_MODEL = "tinyllama-1.1b"
-DEFAULT_LENGTHS = "512, 1024, 1536, 2048"
+#: Lengths that the default model can read, by kind; those of training are the published ones of case 3.
+DEFAULT_LENGTHS = {"train": "512, 1024, 1536, 2048", "inference": "256, 512, 1024"}
 #: The field of the spec that lengths are of, by kind; attaching and merging read no tokens.
 LENGTH_FIELD = {"train": "context_length", "inference": "prompt_tokens"}
 MOST_SPECS = 100
@@ -117,8 +118,10 @@ def draw() -> Form:
         lengths: list[Any] = [None]
         if kind in LENGTH_FIELD:
             label = "Context lengths" if kind == "train" else "Prompt lengths"
-            lengths = _numbers(label, "lengths", DEFAULT_LENGTHS, problems, "Tokens, separated by commas.") or [None]
-    with st.expander("More: rank, targets, batch, dtype, what saves memory", icon=":material/tune:"):
+            key = "lengths" if kind == "train" else "prompts"
+            lengths = _numbers(label, key, DEFAULT_LENGTHS[kind], problems, "Tokens, separated by commas.") or [None]
+    more = "More: rank, targets, batch, dtype, what saves memory"
+    with st.container() if presenting.is_on() else st.expander(more, icon=":material/tune:"):
         fields_of_spec, adapter_fields, section, strategies = _more(kind, problems)
     model = str(Path(model).expanduser()) if model.startswith("~") else model.strip()
     choices = grid.Choices(

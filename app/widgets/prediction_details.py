@@ -29,11 +29,8 @@ def draw(form: Form) -> None:
         return
     with body:
         _charts(predicted)
-        left, right = st.columns([3, 2], gap="large")
-        with left:
-            _tensors(predicted)
-        with right:
-            _terms(predicted)
+        _tensors(predicted)
+        _terms(predicted)
         for note in predicted.notes:
             st.caption(formatting.plain(formatting.sentence(note[:1].upper() + note[1:])))
 
@@ -89,14 +86,16 @@ def _terms(predicted: Predicted) -> None:
         return
     st.markdown(f"**What the device needs** :gray[{formatting.size(predicted.device_bytes)} in all]")
     frame = pd.DataFrame([_term(term) for term in predicted.device_terms])
-    st.dataframe(
+    unverified = frame["is_unverified"].map({True: " Unverified: seen on no GPU yet.", False: ""})
+    st.table(
         pd.DataFrame(
             {
                 "Term": frame["term"],
                 "Bytes": frame["bytes"].map(formatting.size),
-                "Source": frame["source"] + frame["is_unverified"].map({True: " (unverified on a GPU)", False: ""}),
+                "Source": (frame["source"].map(formatting.sentence) + unverified).map(formatting.plain),
             }
         ),
+        border="horizontal",
         hide_index=True,
         alt="What the job takes of the device, term by term, with the source of each",
     )

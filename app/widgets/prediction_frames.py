@@ -15,6 +15,8 @@ from engine.cases.train_memory import PUBLISHED_RATIOS
 
 #: What a job takes on top of the model before it, where a run of its kind measures that.
 EXTRA = {"init": "init_peak_extra_bytes", "merge": "merge_peak_extra_bytes"}
+#: What a device counts beside tensors: its allocator, libraries and driver; a name among ``CATEGORY_COLOURS``.
+BESIDE = "beside tensors"
 PUBLISHED_MODEL = "tinyllama-1.1b"
 PUBLISHED_NOTE = (
     "Published: huggingface/peft#1514, LoRA of rank 64 on every linear layer; its batch size, dtype and attention are "
@@ -30,10 +32,16 @@ def stacks(asked: Sequence[Asked], known: Mapping[str, Predicted]) -> pd.DataFra
     lines = [
         (one.group, one.length, part, size, one.group)
         for one in asked
-        for part, size in (known[one.hash].parts if one.hash in known else {}).items()
+        for part, size in (_stack(known[one.hash]) if one.hash in known else {}).items()
         if size
     ]
     return pd.DataFrame(lines, columns=_STACK)
+
+
+def _stack(predicted: Predicted) -> dict[str, float]:
+    """The parts at the peak, and on a device that counts more than tensors also what that is."""
+    beside = (predicted.device_bytes or 0.0) - (predicted.peak_bytes or 0.0)
+    return {**predicted.parts, **({BESIDE: beside} if beside > 0 else {})}
 
 
 def points(asked: Sequence[Asked], known: Mapping[str, Predicted], measured: Peaks) -> pd.DataFrame:
@@ -116,15 +124,16 @@ def table(
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it."""
-    names = {"method": "Method", "length": "Tokens", "fits": "Fits", "problem": "Not predicted, because"}
+    names = {"method": "Method", "length": "Length", "fits": "Fits", "problem": "Not predicted, because"}
     columns = {}
     for name in frame:
         if str(name).endswith("_bytes"):
             title = _TITLES.get(str(name)) or str(name).removesuffix("_bytes").replace("_", " ").capitalize()
             columns[title] = frame[name].map(formatting.size)
         else:
-            columns[names[str(name)]] = frame[name]
-    return pd.DataFrame(columns)
+            columns[names[str(name)]] = frame[name] if name == "length" else frame[name].fillna("")
+    # Chips, in the same colours as on Launch.
+    return pd.DataFrame(columns).assign(Fits=[[word] if word else [] for word in frame["fits"].fillna("")])
 
 
 _TITLES = {
