@@ -2,7 +2,8 @@
 
 Pure functions on the frames of the Compare page. ``frame`` has one line per value: ``run_id group adapter name unit
 variant x repeat value failed_checks state``; ``fields`` has one line per run, also for those without any value:
-``group adapter state`` and the dotted fields of ``app.comparison.fields``. Group names are parts joined by ", ".
+``group adapter state``, the dotted fields of ``app.comparison.fields``, and perhaps ``PREDICTED_PEAK``. Group names
+are parts joined by ", ".
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from app.widgets.metrics import Chart
 #: More rows than this in one chart are left out, and the title says so; the table has all.
 MAX_ROWS = 40
 OUT_OF_MEMORY = "out_of_memory"
+#: The column of predicted peaks in bytes among the fields of the runs.
+PREDICTED_PEAK = "predicted_peak_bytes"
 
 
 def varying(fields: pd.DataFrame, names: Sequence[str], *, without: str | None = None) -> list[str]:

@@ -73,10 +73,15 @@ def _memory(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> lis
     limits = _capacities(fields)
     if comparing.varying(fields, (CONTEXT,)):
         rows = _stacks(_along_context(at_peak, fields), _along_context(peaks, fields), ["group", "x"])
-        figure = figures.context_memory(rows, title=_PEAK_TITLE, limits=limits)
-        return [Chart(figure, "compare_memory", f"{alt}, against context length", is_wide=True)]
+        points = _predicted_points(fields)
+        figure = figures.context_memory(rows, title=_PEAK_TITLE, limits=limits, points=points)
+        said = ", predicted peaks as points" if len(points) else ""
+        return [Chart(figure, "compare_memory", f"{alt}, against context length{said}", is_wide=True)]
     keys = ["group", "run_id"] if facet else ["group"]
-    title, rows = comparing.first_rows(_PEAK_TITLE, _stacks(at_peak, peaks, keys), facet)
+    stacks = _stacks(at_peak, peaks, keys)
+    predicted = stacks["group"].map(_predicted_notes(peaks, fields))
+    stacks["note"] = stacks["note"].where(stacks["note"].ne(""), predicted.fillna(""))
+    title, rows = comparing.first_rows(_PEAK_TITLE, stacks, facet)
     draw = functools.partial(
         figures.stacked,
         colours=figures.CATEGORY_COLOURS,
@@ -90,6 +95,30 @@ def _memory(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> lis
 def _along_context(rows: pd.DataFrame, fields: pd.DataFrame) -> pd.DataFrame:
     lengths = pd.to_numeric(rows["run_id"].map(fields[CONTEXT]), errors="coerce")
     return rows.assign(x=lengths, group=comparing.series(rows, fields, [CONTEXT]))
+
+
+def _predicted_points(fields: pd.DataFrame) -> pd.DataFrame:
+    """``group x value`` of the predicted peaks, each with the runs that it is of."""
+    if comparing.PREDICTED_PEAK not in fields:
+        return pd.DataFrame({"group": [], "x": [], "value": []})
+    known = fields[fields[comparing.PREDICTED_PEAK].notna()]
+    rows = pd.DataFrame(
+        {"run_id": known.index, "group": known["group"].to_numpy(), "value": known[comparing.PREDICTED_PEAK].to_numpy()}
+    )
+    return _along_context(rows, fields).groupby(["group", "x"], sort=False)["value"].median().reset_index()
+
+
+def _predicted_notes(peaks: pd.DataFrame, fields: pd.DataFrame) -> dict[str, str]:
+    """What was predicted of each group, and how far that is from what was measured: "predicted 2.10 GiB, exact"."""
+    if comparing.PREDICTED_PEAK not in fields:
+        return {}
+    measured = peaks[peaks["state"].ne(comparing.OUT_OF_MEMORY)].groupby("group")["value"].median()
+    notes = {}
+    for group, value in fields.groupby("group")[comparing.PREDICTED_PEAK].median().dropna().items():
+        peak = measured.get(group)
+        error = f", {formatting.error(value / peak - 1)}" if peak else ""
+        notes[str(group)] = f"predicted {formatting.size(float(value))}{error}"
+    return notes
 
 
 def _stacks(at_peak: pd.DataFrame, peaks: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

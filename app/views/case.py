@@ -8,13 +8,23 @@ import streamlit as st
 from app import figures, formatting, state
 from app.comparison import board, fields
 from app.kinds import KINDS
-from app.widgets import case_parts, case_runs, labels, own_models, presenting, samples, sweep_card
+from app.widgets import (
+    case_parts,
+    case_predictions,
+    case_runs,
+    labels,
+    own_models,
+    predicted_runs,
+    presenting,
+    samples,
+    sweep_card,
+)
 from app.widgets.case_runs import CaseRuns, Origin
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, Chart, cards, draw
 from db import runs
 from engine import cases, catalog
-from engine.cases import Case, Size
+from engine.cases import Case, Ratio, Size
 
 SIZES: tuple[Size, ...] = ("here", "published")
 # What each claim speaks of, by the unit of its metrics: a claim on memory needs no charts of seconds.
@@ -123,10 +133,28 @@ def answer(found: CaseRuns, origin: Origin) -> None:
         ]
     )
     st.caption(f"**Rule:** {found.case.rule}")
-    frame = case_parts.ratio_frame(verdict.ratios)
-    if frame["measured"].notna().any():
-        figure = figures.ratios(frame, title="Measured beside published")
-        draw([Chart(figure, "ratios_chart", f"Measured ratios beside published ones: {found.case.title}")])
+    ratio_chart(found)
+
+
+def ratio_chart(found: CaseRuns) -> None:
+    """Measured, published and predicted ratios, as far as something was measured or predicted."""
+    frame = case_predictions.with_predicted(
+        found.case, found.sweep, case_parts.ratio_frame(found.verdict.ratios or no_ratios(found))
+    )
+    has_measured = frame["measured"].notna().any()
+    has_predicted = "predicted" in frame
+    if not has_measured and not has_predicted:
+        return
+    first = "Measured" if has_measured else "Predicted"
+    title = f"{first} beside published" + (" and predicted" if has_measured and has_predicted else "")
+    figure = figures.ratios(frame, title=title)
+    draw([Chart(figure, "ratios_chart", f"{title}, as ratios: {found.case.title}")])
+
+
+def no_ratios(found: CaseRuns) -> tuple[Ratio, ...]:
+    """The ratios of a sweep that was not judged, without values."""
+    is_predicted = found.case.id in case_predictions.OF_BYTES
+    return cases.predicted_ratios(found.case, found.sweep, {}) if is_predicted else ()
 
 
 def evidence(found: CaseRuns) -> None:
@@ -142,12 +170,13 @@ def evidence(found: CaseRuns) -> None:
         st.caption(f"{left_out} left out: measured under other hardware, versions or settings than the newest.")
     kind = KINDS[found.sweep.specs[0].kind]
     of_claim = shown.frame[shown.frame["unit"].isin(UNITS[found.case.id]) | (shown.frame["name"] == "")]
-    charts = kind.compare_charts(of_claim, board.wide_fields(shown), baseline=None, facet=None)
+    wide = predicted_runs.beside(board.wide_fields(shown), measured)
+    charts = kind.compare_charts(of_claim, wide, baseline=None, facet=None)
     draw(charts, columns=2)
     if presenting.is_on():
         return
     with st.expander("Numbers", icon=":material/table_rows:"):
-        ratios = case_parts.ratio_frame(found.verdict.ratios)
+        ratios = case_predictions.with_predicted(found.case, found.sweep, case_parts.ratio_frame(found.verdict.ratios))
         st.markdown("**Measured beside published**")
         ratio_table(ratios)
         table_downloads(ratios, f"case_{found.case.id}_ratios")
@@ -182,7 +211,8 @@ def measured_on(flat: fields.Flat) -> str:
 
 def ratio_table(frame: pd.DataFrame) -> None:
     """Ratios as people read them."""
-    numbers = {name: [formatting.ratio(value) for value in frame[name]] for name in frame.columns[1:5]}
+    names = [name for name in ("measured", "low", "high", "published", "predicted") if name in frame]
+    numbers = {name: [formatting.ratio(value) for value in frame[name]] for name in names}
     shown = frame.assign(**numbers).rename(
         columns={
             "label": "Ratio",
@@ -190,6 +220,7 @@ def ratio_table(frame: pd.DataFrame) -> None:
             "low": "From",
             "high": "To",
             "published": "Published",
+            "predicted": "Predicted",
             "note": "Note",
         }
     )
@@ -294,6 +325,7 @@ for one in local.values():
     if one.is_active:
         live(case, one.size)
 if not shown.is_measured:
+    ratio_chart(shown)
     measuring(local)
     sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
 else:
@@ -301,6 +333,8 @@ else:
     sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
     evidence(shown)
     measuring(local)
+case_predictions.larger_models(case)
+case_predictions.ask_button(case, shown.sweep)
 left, right = st.columns(2, gap="large")
 with left:
     truth(case)

@@ -11,7 +11,7 @@ from app import figures, formatting
 from app.comparison import board, fields
 from app.comparison.board import Board
 from app.kinds import KINDS, comparing
-from app.widgets import address, labels
+from app.widgets import address, labels, predicted_runs, presenting
 from app.widgets.metrics import Chart
 
 ONE = "One metric"
@@ -36,9 +36,12 @@ def chosen(shown: Board, metric: str, baseline: str, facet: str | None) -> list[
             return _two(shown, wide, metric, baseline, facet)
         if view == ALL:
             return _parallel(shown, wide, metric)
+    wide = predicted_runs.beside(wide, shown.rows)
     found: list[Chart] = KINDS[kind].compare_charts(board.charted(shown), wide, baseline=baseline, facet=facet)
     if not found:
         st.caption("These runs have no numbers for these charts.")
+    elif kind == "train" and not presenting.is_on():
+        predicted_runs.ask_for_missing(shown.rows, "Predict their peaks", key="predict_compared")
     return found
 
 

@@ -6,10 +6,12 @@ import functools
 import importlib.metadata
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
 import streamlit as st
 
 from app import formatting
 from app.comparison import accuracy
+from app.kinds import comparing
 from app.widgets import predictions
 from app.widgets.predictions import Predicted
 from db.runs import RunRow
@@ -46,6 +48,32 @@ def known(rows: Iterable[RunRow]) -> dict[str, Predicted]:
     return {stored: found[now] for stored, spec in by_hash.items() if (now := spec_hash(spec)) in found}
 
 
+def beside(fields: pd.DataFrame, rows: Sequence[RunRow]) -> pd.DataFrame:
+    """The fields of compared runs with the predicted peak of each (``comparing.PREDICTED_PEAK``), where it is known.
+
+    Runs of other versions than those that predictions are made with have none.
+
+    Args:
+        fields: one line per run, as ``board.wide_fields`` has them.
+        rows: the runs.
+    """
+    found = known(rows)
+    peaks = {
+        row.id: one.metrics.get(("peak_bytes", None))
+        for row in rows
+        if (one := found.get(row.spec_hash)) is not None and _is_of_these_versions(fields, row.id)
+    }
+    return fields.assign(**{comparing.PREDICTED_PEAK: pd.Series(peaks, dtype=float).reindex(fields.index)})
+
+
+def _is_of_these_versions(fields: pd.DataFrame, run_id: int) -> bool:
+    names = {name: f"environment.packages.{name}" for name in accuracy.PACKAGES}
+    packages = {name: fields.at[run_id, column] for name, column in names.items() if column in fields}
+    # A run out of memory may have recorded nothing; what it would have taken is worth knowing all the same.
+    is_unknown = not any(isinstance(version, str) for version in packages.values())
+    return is_unknown or accuracy.is_of_these_versions({"packages": packages}, installed())
+
+
 def ask_button(rows: Sequence[RunRow], label: str, *, key: str, says_how_many: bool = True) -> None:
     """Asks for the predictions of runs that have none, and follows those that are on their way.
 
@@ -67,6 +95,11 @@ def ask_button(rows: Sequence[RunRow], label: str, *, key: str, says_how_many: b
                 number = formatting.plural(len(left), "spec")
                 st.markdown(f":gray[{number} without a prediction]", width="content")
         predictions.follow(missing)
+
+
+def ask_for_missing(rows: Sequence[RunRow], label: str, *, key: str) -> None:
+    """:func:`ask_button` for those of the runs that have no prediction yet."""
+    ask_button(accuracy.missing(rows, known(rows)), label, key=key)
 
 
 def _ask(wanted: list[Measured]) -> None:

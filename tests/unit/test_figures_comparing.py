@@ -71,6 +71,10 @@ def lines(chart: Any) -> dict[str, list[float]]:
     return {trace.name: list(trace.x) for trace in traces if "lines" in trace.mode}
 
 
+def texts(chart: Any) -> list[str]:
+    return [text for trace in chart.figure.data if trace.type == "scatter" and trace.text for text in trace.text]
+
+
 def init_run(run_id: int, group: str, rank: int, seconds: float, **more: Any) -> Any:
     found = {"init_time_s": ("s", [seconds] * 3), "init_peak_extra_bytes": ("bytes", [seconds * GIB])}
     return run(run_id, group, found, adapter__rank=rank, **more)
@@ -183,6 +187,24 @@ def test_train_runs_of_one_length_are_rows_of_categories_with_the_rest_unattribu
     assert memory.figure.layout.annotations[0].text == "cpu: 8.00 GiB"
     assert seconds.figure.layout.title.text == "Seconds of a training step, lower is better"
     assert [trace.name for trace in split.figure.data if trace.type == "bar"] == ["forward", "backward"]
+
+
+def test_predicted_peaks_stand_beside_the_measured_rows_with_their_error() -> None:
+    frame, fields = board(train_run(1, "Full fine-tuning", 512), train_run(2, "LoRA", 512, peak=4.0))
+    fields[comparing.PREDICTED_PEAK] = [5.1 * GIB, None]
+    full, lora = texts(train.compare_charts(frame, fields)[0])
+    assert full.endswith("predicted 5.10 GiB, +2.00 %")
+    assert "predicted" not in lora
+
+
+def test_predicted_peaks_are_points_at_their_lengths_also_where_a_run_ran_out_of_memory() -> None:
+    ended = run(2, "LoRA, context 1024", {}, state="out_of_memory", train__context_length=1024)
+    frame, fields = board(train_run(1, "LoRA, context 512", 512), ended)
+    fields[comparing.PREDICTED_PEAK] = [5.0 * GIB, 9.0 * GIB]
+    chart = train.compare_charts(frame, fields)[0]
+    (points,) = [trace for trace in chart.figure.data if trace.name == "predicted"]
+    assert list(points.y) == [5 * GIB, 9 * GIB]
+    assert "predicted" in chart.alt
 
 
 def test_a_gpu_run_is_held_against_the_gpus_memory_and_not_the_machines() -> None:
