@@ -148,7 +148,7 @@ def _beside(figure: go.Figure, rows: pd.DataFrame, places: Mapping[float, float]
         mode="markers",
         marker={
             "size": 11,
-            "symbol": "circle" if is_measured else "diamond-open",
+            "symbol": "circle" if is_measured else "square-open",
             # White within black is seen on every part of a stack, in light and in dark.
             "color": "#ffffff" if is_measured else _LIMIT_COLOUR,
             "line": {"width": 2.5, "color": "#1c2733" if is_measured else _LIMIT_COLOUR},
