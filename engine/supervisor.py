@@ -261,12 +261,13 @@ class Supervisor:
                 if adopted:
                     self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
                 continue
-            document = LocalWorker(0, 0.0, folder).collect()
+            gone = LocalWorker(0, 0.0, folder)
+            document = gone.collect()
             if document is None:
                 if worker_identity(folder) is None and time.time() - (row.claimed_at or 0.0) < _START_GRACE_S:
                     continue
                 text = "The supervisor and the worker both ended before there was a result"
-                document = document_without_result(row.spec, row.spec_hash, ("lost", text))
+                document = document_without_result(row.spec, row.spec_hash, ("lost", text), gone)
             self._finish(row.id, document)
 
 

@@ -1,8 +1,8 @@
 """One spec in, one result out, in a process of its own: what runs between the fork and the result file.
 
 Does not start processes, choose what runs or talk to a database; that is the executor's and the supervisor's. Writes
-into its run folder ``worker.json`` (who it is), ``progress.json`` (where it is), ``log.txt`` and, once and whole,
-``result.json``.
+into its run folder ``worker.json`` (who it is), ``environment.json`` (what it runs on), ``progress.json`` (where it is),
+``log.txt`` and, once and whole, ``result.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from engine.result import Check, Failure, Metric, Progress, Result, Sample
 from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PredictSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
+ENVIRONMENT_FILE = "environment.json"
 PROGRESS_FILE = "progress.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
@@ -44,7 +45,7 @@ def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None)
     identity = {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid())}
     write_atomically(run_folder / WORKER_FILE, identity)
     spec = parse_spec(spec_document)
-    result = _run(spec, _ProgressFile(run_folder / PROGRESS_FILE))
+    result = _run(spec, run_folder)
     write_atomically(run_folder / RESULT_FILE, result.to_document())
 
 
@@ -101,12 +102,12 @@ class _ProgressFile:
         temporary.replace(self._path)
 
 
-def _run(spec: Spec, report: _ProgressFile) -> Result:
+def _run(spec: Spec, folder: Path) -> Result:
     """Run the job and turn whatever happens into a result; only the process's death is not one."""
     from engine.measure.disturbance import BackgroundCpu
     from engine.measure.environment import environment
 
-    document = spec.model_dump(mode="json")
+    document, report = spec.model_dump(mode="json"), _ProgressFile(folder / PROGRESS_FILE)
     metrics: tuple[Metric, ...] = ()
     checks: tuple[Check, ...] = ()
     samples: tuple[Sample, ...] = ()
@@ -115,6 +116,8 @@ def _run(spec: Spec, report: _ProgressFile) -> Result:
     state: Any = "succeeded"
     try:
         _prepare_process(spec)
+        # Before anything is measured: a worker that is ended leaves no result to hold it.
+        write_atomically(folder / ENVIRONMENT_FILE, environment())
         from engine.jobs import JOBS, run_job
 
         importlib.import_module(JOBS[spec.kind])

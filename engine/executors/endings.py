@@ -54,7 +54,10 @@ def ending_of(worker: LocalWorker) -> Ending:
 def document_without_result(
     spec: Mapping[str, Any], spec_hash: str, ending: Ending, worker: LocalWorker | None = None
 ) -> dict[str, Any]:
-    """The result document of a run whose worker could not write one, with the peak and the samples seen so far."""
+    """The result document of a run whose worker could not write one, with all that is known of it.
+
+    A worker, also one that is gone, adds its environment, its samples and, out of memory, the peak seen so far.
+    """
     state, text = ending
     metrics: tuple[Metric, ...] = ()
     if worker is not None and state == "out_of_memory":
@@ -65,5 +68,6 @@ def document_without_result(
         spec_hash=spec_hash,
         metrics=metrics,
         samples=tuple(worker.samples) if worker else (),
+        environment=worker.environment() if worker else {},
         error=Failure(state, text),
     ).to_document()

@@ -70,6 +70,14 @@ class LocalWorker:
                 self._progress_stamp_ns = stamp_ns
         return self._progress
 
+    def environment(self) -> dict[str, Any]:
+        """What the worker said at its start that it runs on; empty if it never came to that."""
+        try:
+            document: dict[str, Any] = json.loads((self.folder / worker.ENVIRONMENT_FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return document
+
     def sample(self) -> None:
         """Look at the worker's memory from outside and keep what was seen, anonymous and file-backed apart."""
         memory = read_process_memory(self.pid)

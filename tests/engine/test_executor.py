@@ -19,6 +19,7 @@ from engine import worker as worker_module
 from engine.executors.endings import document_without_result, ending_of, limit_passed
 from engine.executors.local import LocalExecutor, LocalWorker
 from engine.executors.processes import DeviceLock, is_same_process, process_start_s
+from engine.measure.environment import environment
 from engine.spec import parse_spec
 
 QUICK = parse_spec({"model": "tiny-test", "repeats": 1, "warmup": 0}).model_dump(mode="json")
@@ -162,6 +163,14 @@ def test_a_run_past_its_memory_limit_is_out_of_memory_with_the_peak_it_reached(l
     document = document_without_result(LONG, "0" * 64, ending, long_worker)
     assert document["state"] == "out_of_memory"
     assert document["metrics"][0]["value"] == long_worker.peak_rss_anon_bytes > 2**20
+
+
+def test_a_run_that_was_ended_says_what_it_ran_on(long_worker: LocalWorker, eventually: Wait) -> None:
+    # Building the model comes after what a worker says of itself.
+    eventually(lambda: long_worker.progress() is not None, "the job has begun")
+    long_worker.cancel()
+    document = document_without_result(LONG, "0" * 64, ("cancelled", "ended"), long_worker)
+    assert document["environment"] == environment() | {"threads": document["environment"]["threads"]}
 
 
 def test_a_preload_that_fails_is_an_error_although_python_swallows_it() -> None:

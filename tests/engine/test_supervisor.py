@@ -208,6 +208,7 @@ def test_a_run_over_its_memory_limit_is_a_result_with_its_peak(
     peaks = [metric.value for metric in detail(database, run_id).metrics if metric.name == "peak_rss_bytes"]
     assert len(peaks) == 1
     assert peaks[0] > 64 * 2**20
+    assert detail(database, run_id).environment["packages"]["peft"]
 
 
 def test_a_run_past_its_timeout_ends_as_timed_out(database: Database, supervise: Start, eventually: Wait) -> None:
