@@ -147,3 +147,37 @@ def test_the_baseline_of_a_merge_is_dashed_on_both_sides_whatever_its_name() -> 
     figure = merges(PEAKS, baseline="stock <b>")
     assert [shape.x0 for shape in figure.layout.shapes] == pytest.approx([46.0, 2.0])
     assert list(figure.layout.yaxis.categoryarray) == ["addmm", "out of place", "stock &lt;b&gt;"]
+
+
+def test_predicted_stacks_are_hatched_and_what_was_measured_lies_on_them_as_points() -> None:
+    measured = pd.DataFrame({"group": ["Full"], "x": [1024], "value": [6.2 * GIB]})
+    figure = context(stacks(TWO), is_predicted=True, points=measured)
+    assert {bar.marker.pattern.shape for bar in bars(figure)} == {"/"}
+    (point,) = [trace for trace in figure.data if trace.name == "measured"]
+    assert (point.x[0], point.y[0]) == (10, 6.2 * GIB)
+    assert point.marker.symbol == "circle"
+    assert all(bar.marker.pattern.shape is None for bar in bars(context(stacks(TWO)))), "measured ones are plain"
+
+
+COURSE = pd.DataFrame(
+    [
+        {"number": number, "part": part, "category": category, "bytes": size * GIB}
+        for number, part, sizes in (
+            (0, "forward", {"parameters": 2}),
+            (10, "forward", {"parameters": 2, "activations": 3}),
+            (20, "backward", {"parameters": 2, "activations": 1, "gradients": 1}),
+            (40, "optimizer", {"parameters": 2}),
+        )
+        for category, size in sizes.items()
+    ]
+)
+
+
+def test_a_course_is_stacked_over_its_changes_and_names_its_peak_and_parts() -> None:
+    figure = figures.course(COURSE, title="Memory along the job")
+    assert [trace.name for trace in figure.data] == ["parameters", "gradients", "activations"]
+    assert list(figure.data[2].y) == [0, 3 * GIB, 1 * GIB, 0], "what is gone takes nothing"
+    notes = {note.text: note.x for note in figure.layout.annotations}
+    assert notes["peak 5.00 GiB"] == 10
+    assert {"forward", "backward"} <= set(notes)
+    assert [shape.x0 for shape in figure.layout.shapes] == [20, 40], "a line where a part begins"
