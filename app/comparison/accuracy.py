@@ -28,7 +28,20 @@ PEAKS = (
 )
 #: The packages whose code a prediction runs: other versions take other memory.
 PACKAGES = ("torch", "transformers", "peft")
-COLUMNS = ("run_id", "kind", "label", "text", "adapter", "model", "metric", "variant", "predicted", "measured", "error")
+COLUMNS = (
+    "run_id",
+    "spec_hash",
+    "kind",
+    "label",
+    "text",
+    "adapter",
+    "model",
+    "metric",
+    "variant",
+    "predicted",
+    "measured",
+    "error",
+)
 #: A metric's bytes by its name and variant.
 Peaks = Mapping[tuple[str, str | None], float]
 
@@ -120,6 +133,7 @@ def frame(rows: Iterable[RunRow], values: Iterable[MetricValue], predicted: Mapp
             lines.append(
                 (
                     row.id,
+                    row.spec_hash,
                     row.kind,
                     f"{labels.kind_label(row.kind)}: {adapter}",
                     f"{labels.run_title(row)}, {labels.setting_label(row.spec)}{view} · run {row.id}",
@@ -155,6 +169,15 @@ def by_label(found: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = ["label", "runs", "pairs", "exact", "median", "worst"]
     return pd.DataFrame(lines, columns=columns).sort_values("worst", ascending=False, kind="stable", ignore_index=True)
+
+
+def worst_first(found: pd.DataFrame) -> pd.DataFrame:
+    """The pairs by the size of their error, the largest first; replicas that took the same are one line, with
+    ``runs`` of them."""
+    keys = ["spec_hash", "metric", "variant", "measured"]
+    runs = found.groupby(keys, dropna=False)["run_id"].transform("nunique")
+    sized = found.assign(runs=runs, size=found["error"].abs()).drop_duplicates(keys)
+    return sized.sort_values("size", ascending=False, kind="stable", ignore_index=True).drop(columns="size")
 
 
 def shown(pair: Pair) -> str:

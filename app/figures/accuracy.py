@@ -94,7 +94,7 @@ def errors(frame: pd.DataFrame, colours: Mapping[str, str], *, title: str) -> go
         x=[reach] * len(labels),
         y=labels,
         mode="text",
-        text=[f"\u2002<b>{formatting.error(worst[label])}</b>\u2002of {numbers[label]}" for label in labels],
+        text=[_row_text(float(worst[label]), int(numbers[label])) for label in labels],
         textposition="middle right",
         textfont={"size": 13},
         cliponaxis=False,
@@ -103,8 +103,15 @@ def errors(frame: pd.DataFrame, colours: Mapping[str, str], *, title: str) -> go
     parts.finish(figure, title, height_px=104 + parts.rows_px(len(labels)))
     parts.name_axis(figure, labels)
     figure.add_vline(x=0, line={"dash": "dash", "width": 1.5, "color": formatting.GREY}, layer="below")
-    figure.update_xaxes(range=[-reach, reach * 1.9], **_error_ticks(reach))
+    figure.update_xaxes(range=[-reach, reach * 2.1], **_error_ticks(reach))
     return figure
+
+
+def _row_text(worst: float, number: int) -> str:
+    """ "+2.00 % worst of 15", "exact, 15 peaks"."""
+    if worst == 0:
+        return f"\u2002<b>exact</b>, {formatting.plural(number, 'peak')}"
+    return f"\u2002<b>{formatting.error(worst)}</b>" + (f" worst of {number}" if number > 1 else "")
 
 
 def _error_ticks(reach: float) -> dict[str, object]:

@@ -95,7 +95,7 @@ def tables(found: pd.DataFrame) -> None:
         alt="Errors of predictions by kind and adapter",
     )
     table_downloads(by_label, "accuracy_by_adapter")
-    worst = found.assign(size=found["error"].abs()).sort_values("size", ascending=False, kind="stable")
+    worst = accuracy.worst_first(found)
     st.subheader("Largest errors" if len(worst) > LISTED else "Every peak, largest error first", anchor=False)
     listed = worst.head(LISTED)
     st.dataframe(
@@ -107,13 +107,14 @@ def tables(found: pd.DataFrame) -> None:
                 "Predicted": listed["predicted"].map(formatting.size),
                 "Measured": listed["measured"].map(formatting.size),
                 "Error": listed["error"].map(formatting.error),
+                "Runs": listed["runs"],
             }
         ),
         hide_index=True,
         alt="Predicted and measured peaks with their errors, the largest first",
         column_config={"Run": st.column_config.LinkColumn(display_text=r"id=(\d+)", width="small")},
     )
-    table_downloads(worst.drop(columns="size"), "accuracy")
+    table_downloads(worst, "accuracy")
 
 
 def left_out(rows: Sequence[RunRow], known: dict[str, Predicted], of_others: int) -> None:

@@ -94,6 +94,15 @@ def test_the_summary_counts_exact_ones_and_takes_errors_without_their_sign() -> 
     assert accuracy.summary(found[:0]) is None
 
 
+def test_replicas_that_took_the_same_are_one_line_of_the_list_and_the_largest_error_comes_first() -> None:
+    rows = [row(1), row(2), row(3, spec_hash="other")]
+    values = [measured(1, 100.0), measured(2, 100.0), measured(3, 100.0)]
+    peaks = {row(1).spec_hash: {("peak_bytes", None): 100.0}, "other": {("peak_bytes", None): 90.0}}
+    listed = accuracy.worst_first(accuracy.frame(rows, values, peaks))
+    assert list(listed["run_id"]) == [3, 1]
+    assert list(listed["runs"]) == [1, 2]
+
+
 def test_replicas_without_a_prediction_are_asked_for_once() -> None:
     assert [one.id for one in accuracy.missing([row(1), row(2)], {})] == [1]
     assert accuracy.missing([row(1)], {row(1).spec_hash: {}}) == []
@@ -128,7 +137,7 @@ def test_each_row_of_errors_says_how_many_runs_and_the_worst(found: pd.DataFrame
     figure = figures.errors(found, {"LoRA": "#0072B2"}, title="Errors")
     texts = next(trace.text for trace in figure.data if trace.mode == "text")
     assert "−3.23 %" in texts[0]
-    assert texts[0].endswith("of 2")
+    assert texts[0].endswith("worst of 2")
     assert "exact" in texts[1]
     assert "&lt;b&gt;" in next(trace.y[0] for trace in figure.data[1:]), "a name is text, not markup"
     start, end = figure.layout.xaxis.range
