@@ -35,11 +35,12 @@ REAL_RUNS = (
 )
 # Long enough to be running, and to leave some waiting, while the Queue page is taken.
 BUSY = {"model": "minimind-26m", "repeats": 100, "adapter": {"options": {"use_dora": True}}}
-# True once the script has ended, nothing is being loaded, and every chart is drawn.
+# True once the script has ended, nothing is being loaded or predicted, and every chart is drawn.
 COMPLETE = """() => {
   const missing = document.querySelector('[data-testid="stSkeleton"], [data-testid="stSpinner"]');
   const charts = [...document.querySelectorAll('[data-testid="stPlotlyChart"]')];
   return document.querySelector('[data-testid="stApp"][data-test-script-state="notRunning"]') && !missing
+    && !/predictions? to come/.test(document.body.innerText)
     && document.querySelector('h1') && charts.every(chart => chart.querySelector('.main-svg'));
 }"""
 
@@ -82,6 +83,7 @@ def addresses(rows: list[runs.RunRow]) -> dict[str, str]:
         "compare": compared(rows, "init"),
         "run": f"/run?id={shown}",
         "merge-files": "/merge_files",
+        "predict": "/predict",
     }
 
 
