@@ -7,6 +7,7 @@ own memory are figures from elsewhere, each with its source.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 from engine.prediction.attention import Capability
 from engine.prediction.cuda_allocator import KIB, MIB, Allocated, simulate
@@ -54,14 +55,24 @@ def on_device(before: Part, counted: Stream, capability: Capability, handles: in
         capability: the device's compute capability.
         handles: threads that multiply matrices, each with a handle of its own; two where gradients are taken, as
             PyTorch does that in another thread.
-        rounds: how often the parts are gone through: a cache in pieces may need more in a later round.
+        rounds: how often the parts are gone through, as a cache in pieces may need more in a later round; once only
+            where they give back something of ``before``, which a second round could not.
 
     Raises:
         ValueError: if the history gives back more than it takes.
     """
     workspaces = [Change("temporary", _WORKSPACES, workspace_bytes(capability))] * handles
-    found = simulate(Part(before.name, (*before.changes, *workspaces)), counted * rounds)
+    counted *= 1 if _give_back_more_than_they_take(counted) else rounds
+    found = simulate(Part(before.name, (*before.changes, *workspaces)), counted)
     return OnDevice(found.peak_allocated_bytes, found.peak_reserved_bytes, _terms(found, workspaces))
+
+
+def _give_back_more_than_they_take(counted: Stream) -> bool:
+    left: Counter[tuple[str, str]] = Counter()
+    for part in counted:
+        for change in part.changes:
+            left[change.category, change.origin] += change.bytes
+    return min(left.values(), default=0) < 0
 
 
 def _terms(found: Allocated, workspaces: list[Change]) -> tuple[Term, ...]:

@@ -177,3 +177,9 @@ def test_an_apple_gpu_keeps_the_scores_where_gradients_are_taken_and_has_no_term
     assert apple.highest.on_device is None
     assert apple.needed_bytes == apple.peak.total_bytes
     assert "what Metal takes beside the tensors is not predicted" in apple.notes
+
+
+def test_an_adapter_that_makes_its_parameters_anew_in_each_step_is_predicted_on_a_card() -> None:
+    found = checked(spec_of("cpu", adapter={"type": "cpt"}), "a100-80gb")
+    assert found.highest.on_device is not None
+    assert found.highest.on_device.peak_allocated_bytes > found.peak.total_bytes

@@ -47,5 +47,10 @@ def test_a_later_round_can_need_more_than_the_first() -> None:
     assert (once, twice) == (120 * MIB, 140 * MIB)
 
 
+def test_parts_that_give_back_what_was_there_before_are_gone_through_once() -> None:
+    moving = Part("step", (Change("parameters", "weight", -100 * MIB), Change("activations", "", 100 * MIB)))
+    assert on_device(WEIGHTS, (moving,), A100, 0, rounds=2) == on_device(WEIGHTS, (moving,), A100, 0)
+
+
 def test_every_term_says_where_its_figure_is_from() -> None:
     assert all(term.source for term in on_device(WEIGHTS, (STEP,), A100, handles=1).terms)
