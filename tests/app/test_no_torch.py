@@ -15,7 +15,7 @@ PAGES = """
 import json, sys
 from streamlit.testing.v1 import AppTest
 app = AppTest.from_file("app/main.py", default_timeout=60).run()
-for page in ("launch", "queue", "runs", "run", "merge_files"):
+for page in ("launch", "queue", "runs", "run", "merge_files", "predict"):
     app.query_params["id"] = "1"
     app.switch_page(f"views/{page}.py").run()
     assert not app.exception, app.exception
