@@ -102,7 +102,11 @@ def _panel(
         x=[places[x] for x in totals.index],
         y=totals,
         mode="text",
-        text=[formatting.significant(float(value) / unit_bytes) for value in totals],
+        # A point may lie on the edge of its stack: the number goes above it.
+        text=[
+            formatting.significant(float(value) / unit_bytes) + ("<br>\u2002" if x in set(beside["x"]) else "")
+            for x, value in totals.items()
+        ],
         textposition="top center",
         textfont={"size": 12},
         cliponaxis=False,

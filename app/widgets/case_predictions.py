@@ -98,6 +98,7 @@ def larger_models(case: Case) -> None:
         title=_SAVING_TITLE,
         unit="ratio",
         x_title="context length",
+        better=None,
         is_log_x=True,
         baseline=PUBLISHED,
         reference=1.0,
