@@ -28,6 +28,7 @@ from engine.spec import (
     InspectSpec,
     Measured,
     MergeFilesSpec,
+    PlanSpec,
     PredictSpec,
     SpecError,
     parse_spec,
@@ -106,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(options: argparse.Namespace) -> int:
     spec = parse_spec(_read(options.spec, "SPEC.json"))
-    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
-        command = "merge" if isinstance(spec, MergeFilesSpec) else spec.kind
+    if isinstance(spec, InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec):
+        command = {"merge_files": "merge", "plan": "predict"}.get(spec.kind, spec.kind)
         raise BadInput(f"kind: measure runs what is measured; for {spec.kind} use `python -m engine {command}`")
     _refuse_what_cannot_work(spec)
     from engine.executors.processes import DeviceLock
@@ -233,11 +234,13 @@ def _progress_printer(every_s: float = 1.0) -> Callable[[Progress], None]:
 def _predict(options: argparse.Namespace) -> int:
     spec = parse_spec(_read(options.spec, "SPEC.json"))
     if isinstance(spec, InspectSpec | MergeFilesSpec):
-        raise BadInput(f"kind: must be one of {', '.join((*MEASURED_KINDS, 'predict'))}, not {spec.kind}")
-    from engine.jobs import predict
+        raise BadInput(f"kind: must be one of {', '.join((*MEASURED_KINDS, 'predict', 'plan'))}, not {spec.kind}")
+    from engine.jobs import plan, predict
     from engine.measure.environment import environment
 
-    if isinstance(spec, PredictSpec):
+    if isinstance(spec, PlanSpec):
+        outcome = plan.run(spec, _progress_printer())
+    elif isinstance(spec, PredictSpec):
         outcome = predict.run(spec, _progress_printer())
     else:
         outcome = predict.single(spec)

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine import catalog
 
-Kind = Literal["init", "merge", "train", "inference", "inspect", "predict", "merge_files"]
+Kind = Literal["init", "merge", "train", "inference", "inspect", "predict", "plan", "merge_files"]
 MEASURED_KINDS: tuple[str, ...] = ("init", "merge", "train", "inference")
-REQUEST_KINDS: tuple[str, ...] = ("inspect", "predict", "merge_files")
+REQUEST_KINDS: tuple[str, ...] = ("inspect", "predict", "plan", "merge_files")
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Task = Literal["causal_lm", "sequence_classification"]
@@ -336,6 +336,60 @@ class PredictSpec(Frozen):
         return value
 
 
+THIS_MACHINE = "this-machine"
+"""What a plan calls the CPU and the memory that it is made on."""
+
+
+class PlanSpec(Frozen):
+    """Which of several ways to train a model fit on which cards, and how far each goes. A request: measures nothing.
+
+    ``of`` holds one train spec for each way, all of one model and with the same batch; their devices are not looked at.
+    ``places`` are ids of cards, and ``this-machine``.
+    """
+
+    kind: Literal["plan"] = "plan"
+    of: tuple[TrainSpec, ...] = Field(max_length=12)
+    places: tuple[str, ...] = Field(default=(THIS_MACHINE,), min_length=1, max_length=12)
+    timeout_s: float = Field(default=3600, gt=0, le=7 * 86400)
+    memory_limit_bytes: None = None
+    device: Literal["cpu"] = "cpu"
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _train_specs(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise SpecError("of", f"must be a list of specs, not {_name_of(value)}")
+        if not value:
+            raise SpecError("of", "must hold at least one spec")
+        found = tuple(
+            _measured({"kind": "train", **item} if isinstance(item, Mapping) else item, number)
+            for number, item in enumerate(value)
+        )
+        for number, spec in enumerate(found):
+            if not isinstance(spec, TrainSpec):
+                raise SpecError(f"of.{number}.kind", "must be train: only training is planned")
+            for field, wanted, given in (
+                ("model", found[0].model, spec.model),
+                ("task", found[0].task, spec.task),
+                ("train.context_length", found[0].train.context_length, spec.train.context_length),
+                ("train.batch_size", found[0].train.batch_size, spec.train.batch_size),
+            ):
+                if given != wanted:
+                    raise SpecError(f"of.{number}.{field}", f"must be {wanted} as in the first, not {given}")
+        return found
+
+    @field_validator("places")
+    @classmethod
+    def _places_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, name in enumerate(value):
+            try:
+                if name != THIS_MACHINE:
+                    catalog.card(name)
+            except catalog.UnknownEntry as error:
+                raise SpecError(f"places.{number}", f"{error}, or {THIS_MACHINE}") from None
+        return tuple(dict.fromkeys(value))
+
+
 def _measured(item: Any, number: int) -> Any:
     """One of the specs to predict, by its own kind."""
     if not isinstance(item, Mapping):
@@ -349,7 +403,7 @@ def _measured(item: Any, number: int) -> Any:
         raise SpecError(f"of.{number}.{error.field}", error.sentence) from None
 
 
-Spec = Measured | InspectSpec | PredictSpec | MergeFilesSpec
+Spec = Measured | InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec
 _UNION_ARMS = ("str", "tuple[str, ...]", "FreshAdapter", "SavedAdapter")
 _KINDS: dict[str, type[Spec]] = {
     "init": InitSpec,
@@ -358,6 +412,7 @@ _KINDS: dict[str, type[Spec]] = {
     "inference": InferenceSpec,
     "inspect": InspectSpec,
     "predict": PredictSpec,
+    "plan": PlanSpec,
     "merge_files": MergeFilesSpec,
 }
 

@@ -1,8 +1,8 @@
 """One spec in, one result out, in a process of its own: what runs between the fork and the result file.
 
 Does not start processes, choose what runs or talk to a database; that is the executor's and the supervisor's. Writes
-into its run folder ``worker.json`` (who it is), ``environment.json`` (what it runs on), ``progress.json`` (where it is),
-``log.txt`` and, once and whole, ``result.json``.
+into its run folder ``worker.json`` (who it is), ``environment.json`` (what it runs on), ``progress.json`` (where it
+is), ``log.txt`` and, once and whole, ``result.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
-from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PredictSpec, Spec, parse_spec, spec_hash
+from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -152,7 +152,7 @@ def _run(spec: Spec, folder: Path) -> Result:
 def _prepare_process(spec: Spec) -> None:
     import torch
 
-    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
+    if isinstance(spec, InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec):
         # A request may run beside a measurement: it takes only what the measurement leaves.
         if hasattr(os, "SCHED_IDLE"):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -26,6 +26,7 @@ _KINDS = {
     "inference": "Inference",
     "inspect": "Inspect",
     "predict": "Predict",
+    "plan": "Plan",
     "merge_files": "Merge files",
 }
 
@@ -190,6 +191,8 @@ def run_title(row: RunRow) -> str:
         return f"Inspect {model_label(row.model)}"
     if row.kind == "predict":
         return f"Predict {len(row.spec.get('of', ()))} peaks of {model_label(row.model)}"
+    if row.kind == "plan":
+        return f"Plan what fits of {model_label(row.model)}"
     if row.kind == "merge_files":
         adapter = Path(str(row.spec.get("adapter", ""))).name
         return f"Merge files of {adapter} into {model_label(row.model)}"

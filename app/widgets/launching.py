@@ -9,13 +9,13 @@ from app import state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
-from engine.spec import InspectSpec, MergeFilesSpec, PredictSpec, Spec, spec_hash
+from engine.spec import InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, spec_hash
 
 
 def new_run(spec: Spec) -> NewRun:
     """The queue's entry for a spec, with the columns that pages filter by."""
     document = spec.model_dump(mode="json")
-    if isinstance(spec, InspectSpec | PredictSpec | MergeFilesSpec):
+    if isinstance(spec, InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec):
         return NewRun(
             kind=spec.kind,
             spec=document,
@@ -38,7 +38,7 @@ def new_run(spec: Spec) -> NewRun:
     )
 
 
-def _model_of(spec: InspectSpec | PredictSpec | MergeFilesSpec) -> str:
+def _model_of(spec: InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec) -> str:
     if isinstance(spec, MergeFilesSpec):
         return spec.base
     return spec.model if isinstance(spec, InspectSpec) else spec.of[0].model

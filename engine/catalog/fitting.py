@@ -1,10 +1,12 @@
-"""Whether what a job needs goes into a memory, and what a process on the CPU takes beside its tensors.
+"""Whether what a job needs goes into a memory, what a CPU process takes beside its tensors, and what is best first.
 
 Predicts and measures nothing: bytes in, a word out. Imports no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 Fit = Literal["fits", "tight", "will not fit"]
@@ -39,3 +41,31 @@ def process_bytes(tensor_bytes: int) -> int:
     """
     kept_bytes = min(tensor_bytes, _KEPT_BY_LIBRARIES_BYTES + int(_KEPT_SHARE * tensor_bytes))
     return tensor_bytes + _IDLE_WORKER_BYTES + kept_bytes
+
+
+RANKING = (
+    "What fits comes first, then what is tight, then what will not fit; among equals the shorter step where all their "
+    "times are known, else the smaller need. How good the trained model is is not measured here"
+)
+_WORST_LAST: tuple[Fit | None, ...] = ("fits", "tight", "will not fit", None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to train: whether it fits (None where that is not known), what it needs, and a step's seconds if known."""
+
+    fit: Fit | None
+    needed_bytes: float
+    step_time_s: float | None = None
+
+
+def ranked(candidates: Sequence[Candidate]) -> list[int]:
+    """The candidates' places in the list, best first, by :data:`RANKING`."""
+    timed = {word: all(one.step_time_s is not None for one in candidates if one.fit == word) for word in _WORST_LAST}
+
+    def key(place: int) -> tuple[int, float]:
+        one = candidates[place]
+        cost = one.step_time_s if timed[one.fit] else None
+        return _WORST_LAST.index(one.fit), one.needed_bytes if cost is None else cost
+
+    return sorted(range(len(candidates)), key=key)

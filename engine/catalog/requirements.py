@@ -25,7 +25,17 @@ from engine.catalog.lookup import nearest
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.strategies import strategy
 from engine.result import Device
-from engine.spec import FreshAdapter, InspectSpec, Measured, MergeFilesSpec, NotHere, PredictSpec, Spec, SpecError
+from engine.spec import (
+    FreshAdapter,
+    InspectSpec,
+    Measured,
+    MergeFilesSpec,
+    NotHere,
+    PlanSpec,
+    PredictSpec,
+    Spec,
+    SpecError,
+)
 
 _MODEL_TYPES_FILE = Path(__file__).parent / "model_types.json"
 
@@ -82,7 +92,7 @@ def problems(spec: Spec, devices: Sequence[Device], groups: Sequence[ModuleGroup
     """
     if isinstance(spec, MergeFilesSpec):
         return list(importlib.import_module("engine.catalog.kinds.merge_files").problems(spec))
-    if isinstance(spec, PredictSpec):
+    if isinstance(spec, PredictSpec | PlanSpec):
         # What keeps one of its specs from being predicted is said of that one, and the others are predicted.
         return []
     found: list[SpecError] = []

@@ -9,7 +9,7 @@ from engine.jobs.outcome import Outcome
 from engine.result import Progress
 from engine.spec import Spec
 
-KINDS = ("init", "merge", "train", "inference", "inspect", "predict", "merge_files")
+KINDS = ("init", "merge", "train", "inference", "inspect", "predict", "plan", "merge_files")
 JOBS: Mapping[str, str] = {kind: f"engine.jobs.{kind}" for kind in KINDS}
 """Kind of a spec -> the module that runs it."""
 

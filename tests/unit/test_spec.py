@@ -102,7 +102,7 @@ def test_a_saved_adapter_keeps_its_absolute_folder(tmp_path: Any, monkeypatch: p
         ({"model": ""}, "model: "),
         (
             {"model": "m", "kind": "trian"},
-            "kind: must be one of init, merge, train, inference, inspect, predict, merge_files, not 'trian'",
+            "kind: must be one of init, merge, train, inference, inspect, predict, plan, merge_files, not 'trian'",
         ),
         ({"model": "m", "modle": 1}, "modle: is not a field of this spec"),
         ({"model": "m", "train": {}}, "train: is not a field of this spec"),
