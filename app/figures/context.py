@@ -82,7 +82,8 @@ def _panel(
     high = max(high, float(ended["value"].max()) if ended["value"].notna().any() else 0.0)
     high = max(high, float(beside["value"].max()) if len(beside) else 0.0)
     top = max([high, *limits.values()])
-    y_axis = parts.value_axis(0.0, top, "bytes", is_log=False, room=1.15)
+    # What a run out of memory reached is often not known: its marker is above the point of what it would have taken.
+    y_axis = parts.value_axis(0.0, top, "bytes", is_log=False, room=1.35 if len(ended) and len(beside) else 1.15)
     unit, unit_bytes = parts.scale("bytes", top)
     for part in _stack_order(whole):
         found = measured[measured["part"] == part]

@@ -125,6 +125,8 @@ def _small(figure: go.Figure, labels: list[str]) -> None:
 
 def _text(measured: float, published: float, predicted: float) -> str:
     known = [f"<b>{formatting.ratio(measured)}</b>"] if math.isfinite(measured) else []
-    known += [f"{PREDICTED} {formatting.ratio(predicted)}"] if math.isfinite(predicted) else []
+    # The markers show where both are the same.
+    is_new = math.isfinite(predicted) and formatting.ratio(predicted) != formatting.ratio(measured)
+    known += [f"{PREDICTED} {formatting.ratio(predicted)}"] if is_new else []
     known += [f"{PUBLISHED} {formatting.ratio(published)}"] if math.isfinite(published) else []
     return "\u2003" + " · ".join(known)

@@ -53,13 +53,13 @@ def test_the_button_asks_for_the_sweep_and_for_larger_models(open_page: Open, da
     predict(database, CASE.sweep("here"), 0.6)
     app = open_page("case", id="train_memory")
     button = app.button(key="predict_case")
-    assert button.label == "Predict 34 peaks", "three lengths are in both sweeps"
+    assert button.label == "Predict 32 peaks", "three lengths are in both sweeps"
     button.click().run()
     assert not app.exception
     with database.reading() as session:
         asked = [spec["model"] for row in runs.queued_and_running(session) for spec in row.spec["of"]]
     assert asked.count("llama-3.3-70b") == 10
-    assert "34 predictions to come" in words(app)
+    assert "32 predictions to come" in words(app)
 
 
 def test_larger_models_are_lines_beside_what_was_published(open_page: Open, database: Database) -> None:
@@ -72,7 +72,7 @@ def test_larger_models_are_lines_beside_what_was_published(open_page: Open, data
     assert lines["published"]["line"]["dash"] == "dash"
     assert {labels.model_label(sweep.model) for sweep in CASE.predicted} < set(lines)
     (table,) = [frame.value for frame in app.dataframe if "LoRA / full" in frame.value]
-    assert len(table) == 20
+    assert len(table) == 19
     assert table["LoRA / full"].iloc[-1] == "0.200×"
 
 

@@ -521,4 +521,5 @@ def test_ratios_without_a_prediction_have_no_value() -> None:
 def test_the_third_claim_is_predicted_for_larger_models_at_every_published_length() -> None:
     sweeps = case("train_memory").predicted
     assert [sweep.model for sweep in sweeps] == ["tinyllama-1.1b", "mistral-7b", "llama-3.1-8b", "llama-3.3-70b"]
-    assert all(len(sweep.specs) == 2 * 5 for sweep in sweeps)
+    lengths = [[spec.train.context_length for spec in sweep.specs[::2]] for sweep in sweeps]
+    assert lengths == [[512, 1024, 1536, 2048], *[[512, 1024, 1536, 2048, 4096]] * 3]
