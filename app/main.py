@@ -1,6 +1,6 @@
 """Entry of the dashboard: page settings, navigation, and a supervisor that runs. Pages are in ``app/views``.
 
-Run from the repository root with ``python -m streamlit run app/main.py``. Loads no torch.
+Run by ``app/server.py`` for each visit. Loads no torch.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ PREDICTING = [
         title="Peak memory",
         icon=":material/online_prediction:",
         help="How much memory a job will take, before anything runs and for cards that are not here.",
+    ),
+    st.Page(
+        "views/fit.py",
+        title="What fits",
+        icon=":material/fit_screen:",
+        help="Which ways of training fit on which cards, how far they go, and what to change first.",
     ),
     st.Page(
         "views/accuracy.py",

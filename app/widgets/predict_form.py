@@ -104,7 +104,7 @@ def draw() -> Form:
             help="For a model of your own, type the path of its folder or its hub id and press Enter.",
             placeholder="Choose, or type a folder or hub id",
         )
-        picks = _methods(kind)
+        picks = methods(kind)
         known = places()
         place = address.one(
             "Device",
@@ -119,7 +119,7 @@ def draw() -> Form:
         if kind in LENGTH_FIELD:
             label = "Context lengths" if kind == "train" else "Prompt lengths"
             key = "lengths" if kind == "train" else "prompts"
-            lengths = _numbers(label, key, DEFAULT_LENGTHS[kind], problems, "Tokens, separated by commas.") or [None]
+            lengths = numbers(label, key, DEFAULT_LENGTHS[kind], problems, "Tokens, separated by commas.") or [None]
     more = "More: rank, targets, batch, dtype, what saves memory"
     with st.container() if presenting.is_on() else st.expander(more, icon=":material/tune:"):
         fields_of_spec, adapter_fields, section, strategies = _more(kind, problems)
@@ -143,7 +143,8 @@ def draw() -> Form:
     return Form(kind, model, place, asked, [*problems, *refused])
 
 
-def _methods(kind: str) -> list[AdapterPick]:
+def methods(kind: str, default: Sequence[str] | None = None) -> list[AdapterPick]:
+    """A list of the adapters that can do this kind, and of no adapter where that is one way to do it."""
     choices = {choice.id: choice for choice in catalog.adapter_choices()}
     possible = [
         name
@@ -156,7 +157,7 @@ def _methods(kind: str) -> list[AdapterPick]:
         [*bare, *possible],
         # A list of its own for each kind: some have no bare model, and few types can do everything.
         key="methods" if kind == "train" else f"methods_{kind}",
-        default=adapter_picker.DEFAULT_ADAPTERS[kind],
+        default=default or adapter_picker.DEFAULT_ADAPTERS[kind],
         text=lambda name: labels.bare_label(kind) if name == adapter_picker.BARE else choices[name].label,
         width="stretch",
     )
@@ -168,7 +169,8 @@ def _methods(kind: str) -> list[AdapterPick]:
     ]
 
 
-def _numbers(label: str, key: str, default: str, problems: list[str], help_text: str | None = None) -> list[Any]:
+def numbers(label: str, key: str, default: str, problems: list[str], help_text: str | None = None) -> list[Any]:
+    """A field of whole numbers; what cannot be read becomes a sentence among ``problems``."""
     text = address.words(label, key=key, default=default, help=help_text)
     try:
         return list(fields.parse_numbers(label, text, whole=True))
@@ -184,10 +186,10 @@ def _more(
     section: dict[str, Sequence[Any]] = {}
     with st.grid(4, min_column_width=190):
         if kind in LENGTH_FIELD:
-            section["batch_size"] = _numbers("Batch sizes", "batch", "1", problems)
+            section["batch_size"] = numbers("Batch sizes", "batch", "1", problems)
         if kind == "inference":
-            section["new_tokens"] = _numbers("New tokens", "new", "64", problems)
-        adapter_fields: dict[str, Sequence[Any]] = {"rank": _numbers("Ranks", "rank", "16", problems)}
+            section["new_tokens"] = numbers("New tokens", "new", "64", problems)
+        adapter_fields: dict[str, Sequence[Any]] = {"rank": numbers("Ranks", "rank", "16", problems)}
         adapter_fields["target_modules"] = [
             address.one(
                 "Target modules",
@@ -218,7 +220,7 @@ def _more(
         adapter_fields["adapter_dtype"] = ["float32"] if as_model == "float32" else spec_fields["dtype"]
         if kind == "train":
             for name, label in (("loss_chunks", "Loss chunks"), ("sequence_tiles", "Sequence tiles")):
-                section[name] = _numbers(label, name, "1", problems)
+                section[name] = numbers(label, name, "1", problems)
             optimizers = next(one for one in section_form.MORE["train"] if one.name == "optimizer")
             assert isinstance(optimizers, section_form.Chips)
             section["optimizer"] = [
