@@ -137,7 +137,7 @@ def predict(spec: Measured, card: Card | None = None) -> Prediction:
     """
     start_s = time.perf_counter()
     device, remarks = fake_device(spec, card)
-    recorders = _recorders(spec)
+    recorders = _recorders(spec, isinstance(device, FakeCuda))
     with contextlib.nullcontext() if device is None else device.running():
         found = [(variant, *_recorded(spec, record)) for variant, record in recorders.items()]
     forms = [
@@ -163,7 +163,7 @@ def history(spec: Measured, variant: str | None = None, device: FakeDevice | Non
         SpecError: as :func:`predict`.
         KeyError: if the job has no such form.
     """
-    record = _recorders(spec)[variant]
+    record = _recorders(spec, isinstance(device, FakeCuda))[variant]
     with contextlib.nullcontext() if device is None else device.running():
         before, parts, _ = _recorded(spec, record)
     return before, parts
@@ -197,7 +197,7 @@ def taken(spec: Measured, before: Part, parts: Stream, capability: Capability) -
     return on_device(before, parts, capability, handles=times, rounds=times)
 
 
-def _recorders(spec: Measured) -> dict[str | None, Record]:
+def _recorders(spec: Measured, on_gpu: bool) -> dict[str | None, Record]:
     """What records each form of a spec's job.
 
     Raises:
@@ -208,7 +208,7 @@ def _recorders(spec: Measured) -> dict[str | None, Record]:
     # Fake tensors of other devices need these; what such a device does otherwise is up to ``FakeDevice``.
     spec = spec.model_copy(update={"device": "cpu"})
     if isinstance(spec, TrainSpec):
-        return {None: lambda config: (train.record(spec, config),)}
+        return {None: lambda config: (train.record(spec, config, on_gpu),)}
     if isinstance(spec, InitSpec):
         return {None: functools.partial(init.record, spec)}
     if isinstance(spec, MergeSpec):
@@ -220,7 +220,7 @@ def _recorded(spec: Measured, record: Record) -> tuple[Part, Stream, str]:
     """The history at full depth, and a note on the depth at which it was seen."""
     config = model_config(spec.model)
     with explained(spec):
-        return _at_full_depth(config, _depths_for(spec), record)
+        return _at_full_depth(config, depths_for(spec), record)
 
 
 def _with_all_categories(spec: Measured, found: Peak) -> Peak:
@@ -242,7 +242,7 @@ def _extra(spec: InitSpec | MergeSpec, before: Part, found: Peak) -> Iterator[Me
 
 def _shallow(spec: Measured) -> PretrainedConfig:
     """The config of the fewest blocks in which every kind of layer occurs."""
-    config, found = model_config(spec.model), _depths_for(spec)
+    config, found = model_config(spec.model), depths_for(spec)
     return config if found is None else with_depth(config, found.shallow)
 
 
@@ -253,12 +253,11 @@ def _not_predicted(spec: Measured) -> dict[str, str]:
         found["strategy"] = f"must work on one device to be predicted, and {spec.strategy} moves weights between two"
     if isinstance(spec, TrainSpec) and spec.strategy == "compiled":
         found["strategy"] = "must be stock to be predicted: what compiled code allocates nothing can follow"
-    if spec.quantization is not None:
-        found["quantization"] = f"must be null to be predicted, not {spec.quantization}"
     return found
 
 
-def _depths_for(spec: Measured) -> Depths | None:
+def depths_for(spec: Measured) -> Depths | None:
+    """Two depths that stand for the spec's model with its adapter; None where all of its blocks have to be run."""
     return None if spec.adapter is not None and blocks_differ(spec.adapter) else _depths(spec.model)
 
 

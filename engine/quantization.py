@@ -57,6 +57,7 @@ def _quantised(bnb: Any, layer: nn.Linear, quantization: Quantization, dtype: to
             *sizes, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
         )
         # The library quantises on the way from the CPU to a device, or to the CPU itself.
-        quantised.weight = bnb.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+        weight = layer.weight.data if layer.weight.is_meta else layer.weight.data.cpu()
+        quantised.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     quantised.bias = bias
     return quantised.to(device)

@@ -22,6 +22,7 @@ from engine.spec import FreshAdapter, InitSpec, Measured, MergeSpec, TrainSpec
 from engine.strategies.blocks import block_list
 from engine.strategies.patching import replaced
 
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 _ANY = (torch.ops.aten.any.default, torch.ops.aten.any.dim, torch.ops.aten.any.out)
 
 
@@ -35,6 +36,8 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
                 empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+            # What quantised weights say of themselves.
+            vars(made[id(tensor)]).update(vars(tensor))
         return made[id(tensor)]
 
     kept_alive = []
@@ -62,7 +65,8 @@ class Numbers(TorchDispatchMode):
     Optimizers read sizes of steps, which decide no memory; LoKr and LoHa whether a random number exceeds the module
     dropout, which it does where there is none; VB-LoRA whether any number is infinite. How many elements a mask picks,
     or how many values differ, is answered only where it is ``counted``. Products of fused experts in other dtypes than
-    bfloat16 are answered here, because PyTorch's fake kernel knows that one alone.
+    bfloat16 are answered here, because PyTorch's fake kernel knows that one alone. Products of two dtypes fail, as the
+    real ones do.
     """
 
     def __init__(self, counted: Counted | None = None) -> None:
@@ -86,11 +90,21 @@ class Numbers(TorchDispatchMode):
             elif func is torch.ops.aten._unique2.default:
                 nothing = torch.empty(0, dtype=torch.long, device=args[0].device)
                 return args[0].new_empty(self._counted.distinct(args[0])), nothing, nothing.clone()
+        if func in _PRODUCTS:
+            _check_dtypes(args)
         result = func(*args, **(kwargs or {}))
         if func in _ANY:
             # Weakly: it must not live longer for being looked at.
             self._any = weakref.ref(result)
         return result
+
+
+def _check_dtypes(factors: Sequence[Any]) -> None:
+    """Fail where the real product fails; the fake one takes factors of different dtypes."""
+    left, right = factors[-2:]
+    if left.dtype != right.dtype:
+        names = [str(factor.dtype).removeprefix("torch.") for factor in (left, right)]
+        raise RuntimeError(f"a product of {names[0]} and {names[1]} fails in PyTorch")
 
 
 def _grouped_product(left: Tensor, right: Tensor, offsets: Tensor | None = None, *_: Any) -> Tensor:

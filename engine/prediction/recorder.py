@@ -38,7 +38,7 @@ class Recorder(StepTracker):
         self._names = {id(module): self._origin_of(name) for name, module in model.named_modules()}
         self._inside: list[str] = [""]
         self._owners = {
-            id(tensor): self._origin_of(name) for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            id(tensor): self._origin_of(name) for name, tensor in (*_plain_tensors(model), *_registered(model))
         }
         super().__init__(model)
 
@@ -91,3 +91,16 @@ class Recorder(StepTracker):
             self._inside.pop()
 
         return leave
+
+
+def _registered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are neither parameters nor buffers, such as the scales of quantised weights, as their module's."""
+    for name, module in model.named_modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                yield name, value

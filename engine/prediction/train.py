@@ -11,23 +11,36 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 from engine.jobs.train_steps import Trainer, attached, sides_of
-from engine.measure.breakdown import OPTIMIZER_STATE
+from engine.measure.breakdown import OPTIMIZER_STATE, PARAMETERS
 from engine.models import build_meta
+from engine.prediction import fake_bitsandbytes
 from engine.prediction.attaching import attaching
 from engine.prediction.fake import Numbers, counted, decided, fake_
 from engine.prediction.recorder import Recorder, no_chance_collection
 from engine.prediction.stream import Part, Stream, net
+from engine.quantization import quantize
 from engine.spec import TrainSpec
 
 
-def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
-    """What is alive before a training step (from the second on), and the step's parts.
+def record(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool = False) -> tuple[Part, Stream]:
+    """What is alive before a training step (from the second on), and the step's parts; quantised layers as on a GPU.
 
     Raises:
         SpecError: one sentence, when the model cannot be built or PEFT refuses the adapter.
     """
+    with fake_bitsandbytes.standing_in(spec, on_gpu):
+        before, *parts = _recorded(spec, config)
+    state = [change for part in parts if part.name == "first update" for change in part.changes]
+    kept = net("before", [before, Part("state", tuple(c for c in state if c.category == OPTIMIZER_STATE))])
+    return kept, tuple(part for part in parts if part.name != "first update")
+
+
+def _recorded(spec: TrainSpec, config: PretrainedConfig) -> Stream:
+    """The parts of a first step, and of the update that follows the one which makes the optimizer's state."""
     device = torch.device(spec.device)
     base = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, config, spec.task)
+    if spec.quantization is not None:
+        quantize(base, spec.quantization)
     with attaching():
         model = attached(base, spec)
     mode = FakeTensorMode()
@@ -37,6 +50,7 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
         trainer = Trainer(spec, model)
         with trainer.active(side):
             recorder = Recorder(model)
+            recorder.watch(fake_bitsandbytes.scales(model), PARAMETERS)
             with recorder, recorder.watching_recomputation(), recorder.following_modules():
                 for _ in range(spec.train.accumulation):
                     recorder.begin("forward")
@@ -46,15 +60,13 @@ def record(spec: TrainSpec, config: PretrainedConfig) -> tuple[Part, Stream]:
                     loss.backward()
                     del loss
                     recorder.backward_ended()
-                optimizer = trainer.optimizer(side)
                 recorder.begin("first update")
+                optimizer = trainer.optimizer(side)
                 optimizer.step()
                 recorder.optimizer_ended(optimizer)
                 recorder.begin("optimizer")
                 optimizer.step()
                 recorder.begin("release")
                 optimizer.zero_grad(set_to_none=True)
-    before, *parts = recorder.parts()
-    state = [change for part in parts if part.name == "first update" for change in part.changes]
-    kept = net("before", [before, Part("state", tuple(c for c in state if c.category == OPTIMIZER_STATE))])
-    return kept, tuple(part for part in parts if part.name != "first update")
+        # Here, as the trainer's end gives all of it back.
+        return recorder.parts()

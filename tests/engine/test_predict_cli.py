@@ -79,7 +79,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "saved adapter that is not there": ({**SPEC, "adapter": {"path": "no/such/folder"}}, "adapter.path:"),
     "a kind that has no peak": ({"kind": "inspect", "model": "tiny-test"}, "kind:"),
     "compiled code": ({**SPEC, "strategy": "compiled"}, "strategy:"),
-    "quantised weights": ({**SPEC, "quantization": "nf4"}, "quantization:"),
+    "quantised weights that PEFT cannot adapt": (
+        {**SPEC, "quantization": "nf4", "adapter": {"type": "boft"}},
+        "quantization:",
+    ),
     "one bad spec in a request": ({"kind": "predict", "of": [SPEC, {**SPEC, "dtype": "int3"}]}, "of.1.dtype:"),
 }
 
