@@ -29,7 +29,7 @@ $(ROOT)/.venv/installed-tests: $(ROOT)/tests/requirements.txt $(ROOT)/.venv/inst
 
 run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
-	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/main.py
+	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
 
 test: lint chromium ## lint, then unit, db, engine, app and browser tests
 	@$(IN_ROOT) "$(BIN)/python" -m pytest

@@ -259,9 +259,10 @@ def value_text(board: Board, metric: str, value: float | None) -> str:
 
 def readings(board: Board, metric: str) -> dict[str, list[Reading]]:
     """The values of one metric by group."""
-    rows = board.frame[board.frame["metric"] == metric]
+    is_metric = board.frame["metric"] == metric
+    columns = [board.frame[name][is_metric] for name in ("group", "run_id", "repeat", "value")]
     found: dict[str, list[Reading]] = {group.label: [] for group in board.groups}
-    for label, run_id, repeat, value in zip(rows["group"], rows["run_id"], rows["repeat"], rows["value"], strict=True):
+    for label, run_id, repeat, value in zip(*columns, strict=True):
         if math.isfinite(value):
             found[label].append(Reading(int(run_id), int(repeat), float(value)))
     return found

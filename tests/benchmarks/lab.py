@@ -71,7 +71,7 @@ class Lab:
 
     def dashboard(self) -> AbstractContextManager[Dashboard]:
         """A dashboard on this lab, in a process of its own that no page has been asked of yet."""
-        return serving(self.home, "app/main.py")
+        return serving(self.home, "app/server.py")
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class Dashboard:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "streamlit", "run", "app/main.py", f"--server.port={self._port}"]
+        command = [sys.executable, "-m", "streamlit", "run", "app/server.py", f"--server.port={self._port}"]
         with (self.home / "dashboard.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--server.headless=true"],

@@ -1,0 +1,50 @@
+"""The dashboard's server: what pages need is imported and used once before the first of them is asked for.
+
+Run from the repository root with ``python -m streamlit run app/server.py``. Each visit runs ``app/main.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pkgutil
+from collections.abc import AsyncIterator, Iterator
+
+import pandas as pd
+import streamlit as st
+
+import app as pages
+from app import figures, state
+from db.session import DatabaseError
+
+# Scripts, which are run for each visit and would draw nothing here.
+_SCRIPTS = ("app.main", "app.server", "app.views")
+
+
+def preload() -> None:
+    """Import every module of the dashboard, draw one chart and open the database.
+
+    Otherwise the first visit pays for it: SQLAlchemy, pandas and plotly take longer than any page.
+    """
+    for name in _modules():
+        importlib.import_module(name)
+    points = pd.DataFrame({"run_id": 1, "group": "a", "adapter": "", "x": [1, 2], "value": [1.0, 2.0]})
+    figures.lines(points, {}, title="", unit="s", x_title="").to_json()
+    # One that cannot be opened is the pages' to tell.
+    with contextlib.suppress(DatabaseError):
+        state.database()
+
+
+def _modules() -> Iterator[str]:
+    for module in pkgutil.walk_packages(pages.__path__, "app."):
+        if not module.name.startswith(_SCRIPTS):
+            yield module.name
+
+
+@contextlib.asynccontextmanager
+async def _ready(_server: st.App) -> AsyncIterator[None]:
+    preload()
+    yield
+
+
+app = st.App("main.py", lifespan=_ready)
