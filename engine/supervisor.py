@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing import connection
@@ -32,7 +31,6 @@ _CONTROL_S = 0.25
 _RECOVER_S = 10.0
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
-_MOST_PREDICTIONS_AT_ONCE = 4
 
 _log = logging.getLogger("engine.supervisor")
 
@@ -133,8 +131,9 @@ class Supervisor:
             waiting = queue.queue_depth(db)
         if not waiting:
             return False
-        at_work = Counter(active.spec["kind"] for active in self._active.values())
-        if any(at_work[kind] < at_once(kind, at_work) and self._start(None, (kind,)) for kind in REQUEST_KINDS):
+        # One of each kind at once: someone who waits for an inspection need not wait for hours of merging files.
+        at_work = {active.spec["kind"] for active in self._active.values()}
+        if any(kind not in at_work and self._start(None, (kind,)) for kind in REQUEST_KINDS):
             return True
         for device in self._devices:
             if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
@@ -270,18 +269,6 @@ class Supervisor:
                 text = "The supervisor and the worker both ended before there was a result"
                 document = document_without_result(row.spec, row.spec_hash, ("lost", text), gone)
             self._finish(row.id, document)
-
-
-def at_once(kind: str, at_work: Mapping[str, int]) -> int:
-    """How many requests of a kind may be worked on while these kinds are.
-
-    One of each, as someone who waits for an inspection need not wait for hours of merging files. Predictions come by
-    the dozen, so they take a core each, unless something is measured, which they would disturb.
-    """
-    if kind != "predict" or any(at_work.get(measured) for measured in MEASURED_KINDS):
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_PREDICTIONS_AT_ONCE)
 
 
 def run_folder(home: Path, uid: str) -> Path:

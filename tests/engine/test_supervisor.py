@@ -18,7 +18,6 @@ from db import predictions, queue, runs
 from db.session import Database, open_database
 from engine.executors.processes import is_same_process
 from engine.spec import parse_spec, prediction_key, spec_hash
-from engine.supervisor import at_once
 
 Wait = Callable[..., None]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -285,10 +284,3 @@ def test_a_predict_request_leaves_its_answers_among_the_predictions_and_not_amon
     assert next(metric["value"] for metric in predicted["metrics"] if metric["name"] == "peak_bytes") > 0
     assert predicted["course"]
     assert "compiled" in sentence["error"]["text"]
-
-
-def test_predictions_take_a_core_each_and_only_one_while_something_is_measured() -> None:
-    cores = min(len(os.sched_getaffinity(0)), 4)
-    assert at_once("predict", {}) == at_once("predict", {"predict": 1}) == cores
-    assert at_once("predict", {"train": 1}) == 1
-    assert at_once("inspect", {}) == at_once("merge_files", {"predict": 2}) == 1
