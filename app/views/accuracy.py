@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import streamlit as st
@@ -17,23 +18,42 @@ from app.widgets.metrics import Card, Chart, cards, draw
 from app.widgets.predictions import Predicted
 from db import runs
 from db.runs import MetricValue, RunRow
+from db.session import database_url
 
 #: So many pairs of largest error are listed; all of them are in the download.
 LISTED = 20
 _TITLE = "Predicted beside measured peak memory, by run"
 
 
-def loaded(origin: Origin) -> tuple[list[RunRow], int, list[MetricValue]]:
-    """The runs that predictions can be held against, how many were measured with other versions, their peaks."""
+class Loaded(NamedTuple):
+    """The runs that count, how many do not as they are of other versions, and the peaks of those that do."""
+
+    rows: list[RunRow]
+    of_others: int
+    values: list[MetricValue]
+
+
+def loaded(origin: Origin) -> Loaded:
+    """The runs that predictions can be held against, how many were measured with other versions, their peaks.
+
+    Read once for the runs that are stored now: while predictions come in, the page runs again and again.
+    """
+    with state.database().reading() as session:
+        stored = runs.list_ids(session, kinds=list(KINDS), states=["succeeded"])
+    return _loaded(database_url(), origin, tuple(stored))
+
+
+# Not for long, as a run may be given another name.
+@st.cache_resource(ttl=60, max_entries=4, show_spinner=False)
+def _loaded(url: str, origin: Origin, run_ids: tuple[int, ...]) -> Loaded:
     origins = (labels.SAMPLE,) if origin == "sample" else ("local", "import")
     with state.database().reading() as session:
-        stored = runs.list_runs(session, kinds=list(KINDS), states=["succeeded"])
-        rows = [row for row in stored if row.origin in origins]
+        rows = [row for row in runs.get_rows(session, run_ids) if row.origin in origins]
         environments = runs.environments(session, [row.id for row in rows])
         found, of_others = accuracy.comparable(rows, environments, predicted_runs.installed())
         values = runs.metric_values(session, [row.id for row in found], accuracy.PEAKS)
     has_a_peak = {value.run_id for value in values}
-    return [row for row in found if row.id in has_a_peak], of_others, values
+    return Loaded([row for row in found if row.id in has_a_peak], of_others, values)
 
 
 def answer(found: accuracy.Summary) -> None:

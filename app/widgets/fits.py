@@ -124,6 +124,6 @@ def sentences(
         return None, unknown
     most = max(too_large, key=lambda one: one.needed_bytes)
     runs = "1 run" if len(too_large) == 1 else f"{len(too_large)} runs"
-    upto = "needs about" if len(too_large) == 1 else "need up to about"
+    upto = "it needs about" if len(too_large) == 1 else "they need up to about"
     needed, free = formatting.size(most.needed_bytes), formatting.size(most.memory_bytes)
     return f"{runs} will not fit: {upto} {needed}, and {free} are free.", unknown

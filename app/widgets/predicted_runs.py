@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -32,13 +33,20 @@ def specs(rows: Iterable[RunRow]) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for row in rows:
         if row.spec_hash not in found:
-            try:
-                spec = parse_spec(row.spec)
-            except SpecError:
-                continue
-            if isinstance(spec, Measured):
+            spec = _parsed(json.dumps(row.spec))
+            if spec is not None:
                 found[row.spec_hash] = spec
     return found
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parsed(text: str) -> Measured | None:
+    """Kept, as a page that follows predictions reads the same specs again and again."""
+    try:
+        spec = parse_spec(text)
+    except SpecError:
+        return None
+    return spec if isinstance(spec, Measured) else None
 
 
 def known(rows: Iterable[RunRow]) -> dict[str, Predicted]:
