@@ -51,6 +51,13 @@ def fake_(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
                     tensors[name] = fake(tensor)
 
 
+class OneMode(FakeTensorMode):
+    """A fake mode that is not copied with the layers that PEFT copies: fake tensors of two do not mix."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneMode:
+        return self
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counted:
     """How many elements a mask picks, and how many different values a tensor has."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 from engine.jobs import merge_bench
 from engine.models import build_meta
 from engine.prediction.attaching import attaching
-from engine.prediction.fake import Numbers, counted, decided, fake_, moved_in_place
+from engine.prediction.fake import Numbers, OneMode, counted, decided, fake_, moved_in_place
 from engine.prediction.recorder import Recorder, no_chance_collection
 from engine.prediction.stream import Part, Stream
 from engine.spec import MergeSpec
@@ -26,7 +25,7 @@ def record(spec: MergeSpec, config: PretrainedConfig) -> tuple[tuple[Part, Strea
     base = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, config).eval()
     with attaching():
         peft = merge_bench.attached(base, spec)
-    mode = FakeTensorMode()
+    mode = OneMode()
     fake_(peft, mode, torch.device(spec.device))
     with no_chance_collection(), decided(), moved_in_place(), mode, Numbers(counted(spec)):
         recorder = Recorder(peft)

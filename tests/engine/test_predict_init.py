@@ -19,13 +19,13 @@ from engine.spec import InitSpec, MergeSpec, SpecError, parse_spec
 DORA = {"options": {"use_dora": True}}
 
 
-def init_spec(model: str = "minimind-26m", **fields: Any) -> InitSpec:
+def init_spec(model: str = "tiny-test", **fields: Any) -> InitSpec:
     spec = parse_spec({"kind": "init", "model": model, **fields})
     assert isinstance(spec, InitSpec)
     return spec
 
 
-def merge_spec(model: str = "minimind-26m", **fields: Any) -> MergeSpec:
+def merge_spec(model: str = "tiny-test", **fields: Any) -> MergeSpec:
     spec = parse_spec({"kind": "merge", "model": model, **fields})
     assert isinstance(spec, MergeSpec)
     return spec
@@ -39,14 +39,17 @@ def predicted(spec: InitSpec | MergeSpec) -> dict[str, float]:
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
-        {"adapter": DORA},
+        {"model": "minimind-26m", "adapter": DORA},
         {"adapter": DORA, "strategy": "zero_b_norm"},
+        {"adapter": DORA, "strategy": "factored_norm"},
+        {"adapter": DORA, "strategy": "batched_norm"},
+        {"adapter": DORA, "strategy": "deferred"},
         {"adapter": {"adapter_dtype": "bfloat16"}},
-        {"dtype": "float32"},
+        {"dtype": "float32", "strategy": "staged"},
         {"adapter": {"type": "ia3"}},
-        {"strategy": "staged"},
-        {"model": "gpt2", "adapter": DORA},
+        # Layers that PEFT copies, and weights that it replaces.
+        {"adapter": {"type": "ln_tuning"}},
+        {"adapter": {"options": {"init_lora_weights": "pissa"}}},
     ],
     ids=str,
 )
@@ -59,9 +62,10 @@ def test_attaching_is_predicted_to_the_byte(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        {"model": "minimind-26m"},
         {"strategy": "safe"},
         {"adapter": DORA},
+        {"adapter": DORA, "strategy": "row_blocks"},
         {"strategy": "addmm"},
         {"strategy": "out_of_place"},
         {"dtype": "float32"},
