@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from engine.measure.breakdown import BUFFERS, StepTracker
 from engine.measure.tensors import TEMPORARY
@@ -41,6 +44,14 @@ class Recorder(StepTracker):
             id(tensor): self._origin_of(name) for name, tensor in (*_plain_tensors(model), *_registered(model))
         }
         super().__init__(model)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            # PyTorch asks for a tensor's device more often than it runs operations, each time through all modes.
+            return args[0].fake_device
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def begin(self, phase: str) -> None:
         """Say that a part begins now. What only reference cycles still held is gone by then."""
