@@ -75,7 +75,8 @@ def changes(spec: TrainSpec) -> Iterator[Change]:
             "small updates may be lost in rounding",
             {"adapter.adapter_dtype": spec.dtype},
         )
-    if section.optimizer == "adamw":
+    if section.optimizer == "adamw" and adapter is None:
+        # An adapter's state is too small to be worth it.
         yield Change(
             "optimizer", "8-bit AdamW", "optimizer states in 8 bits (bitsandbytes)", {"train.optimizer": "adamw_8bit"}
         )

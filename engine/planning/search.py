@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 # Beyond these, halving is surer: what is needed does not grow as a polynomial of degree two.
 _GUESSES = 8
-# How far from a straight line three looks may be, as a share of the limit, to tell what comes after the last of them.
-_STRAIGHT = 5e-4
+# Three looks tell what comes after the last of them where they are this straight, and it is that clearly too much, as
+# shares of the limit.
+_STRAIGHT, _CLEARLY = 5e-4, 2e-3
 
 
 def largest(
@@ -57,7 +58,7 @@ def _next_is_too_much(seen: Mapping[int, float], limit: float, low: int) -> bool
     first, second = others
     slope = (seen[low] - seen[first]) / (low - first)
     off = abs(seen[low] + slope * (second - low) - seen[second])
-    return off <= _STRAIGHT * limit and seen[low] + slope > limit * (1 + _STRAIGHT)
+    return off <= _STRAIGHT * limit and seen[low] + slope > limit * (1 + _CLEARLY)
 
 
 def _crossing(seen: Mapping[int, float], limit: float, low: int, high: int) -> int:

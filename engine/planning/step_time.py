@@ -152,7 +152,10 @@ class _Counter(TorchDispatchMode):
         known = {id(tensor): tensor for tensor in tensors}.values()
         count = flop_registry.get(func.overloadpacket)
         flops = float(count(*args, **named, out_val=result)) if count else 0.0
-        is_wide = any(tensor.dtype == torch.float32 for tensor in tree_leaves(args) if isinstance(tensor, Tensor))
+        # Attention's kernels take sums in float32, too, but multiply what comes first.
+        is_wide = next(
+            (tensor.dtype == torch.float32 for tensor in tree_leaves(args) if isinstance(tensor, Tensor)), False
+        )
         moved_bytes = sum(tensor.numel() * tensor.element_size() for tensor in known)
         self.operations.append(Work(flops / _FLOAT32_SHARE if is_wide else flops, moved_bytes))
         return result
