@@ -193,9 +193,15 @@ def in_panels(
     """One chart, or one panel per value of the field ``facet``."""
     if facet is None:
         return draw(rows)
+    values, name = panels_of(rows, fields, facet)
+    return figures.facets(rows.assign(_panel=values), "_panel", draw, name=name)
+
+
+def panels_of(rows: pd.DataFrame, fields: pd.DataFrame, facet: str) -> tuple[pd.Series, str]:
+    """The panel of each line, and what stands before its value; empty where values speak for themselves."""
     values = rows["run_id"].map(fields[facet])
     is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if not is_number:
         values = values.map(lambda value: None if pd.isna(value) else flat_fields.text(facet, _plain(value)))
     has_own_words = not is_number and not set(values.dropna()) <= {"yes", "no"}
-    return figures.facets(rows.assign(_panel=values), "_panel", draw, name="" if has_own_words else field_title(facet))
+    return values, "" if has_own_words else field_title(facet)

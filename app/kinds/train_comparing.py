@@ -44,7 +44,7 @@ def compare_charts(
         frame: one line per value.
         fields: one line per run.
         baseline: group that is drawn dashed.
-        facet: field that has a panel per value; lengths have one for each way to train already.
+        facet: field that has a panel per value; where lengths vary, one for each value and way to train.
     """
     facet = comparing.known(fields, facet)
     by_metric = functools.partial(
@@ -72,8 +72,9 @@ def _memory(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> lis
     alt = figures.alt_text(f"{_PEAK_TITLE} by category", medians, "bytes", "lower")
     limits = _capacities(fields)
     if comparing.varying(fields, (CONTEXT,)):
-        rows = _stacks(_along_context(at_peak, fields), _along_context(peaks, fields), ["group", "x"])
-        points = _predicted_points(fields)
+        along = functools.partial(_along_context, fields=fields, facet=facet if facet != CONTEXT else None)
+        rows = _stacks(along(at_peak), along(peaks), ["group", "x"])
+        points = _predicted_points(fields, along)
         figure = figures.context_memory(rows, title=_PEAK_TITLE, limits=limits, points=points)
         said = ", predicted peaks as points" if len(points) else ""
         return [Chart(figure, "compare_memory", f"{alt}, against context length{said}", is_wide=True)]
@@ -92,12 +93,22 @@ def _memory(frame: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> lis
     return [Chart(_rows(rows, fields, facet, draw), "compare_memory", alt, is_wide=True)]
 
 
-def _along_context(rows: pd.DataFrame, fields: pd.DataFrame) -> pd.DataFrame:
+def _along_context(rows: pd.DataFrame, fields: pd.DataFrame, facet: str | None) -> pd.DataFrame:
+    """The rows by context length and way to train; with a facet its values come first, numbers in order."""
     lengths = pd.to_numeric(rows["run_id"].map(fields[CONTEXT]), errors="coerce")
-    return rows.assign(x=lengths, group=comparing.series(rows, fields, [CONTEXT]))
+    ways = comparing.series(rows, fields, [CONTEXT, *([facet] if facet else [])])
+    if facet is None:
+        return rows.assign(x=lengths, group=ways)
+    values, name = comparing.panels_of(rows, fields, facet)
+    head = f"{name} " if name else ""
+    texts = values.map(lambda value: f"{head}{value:.6g}" if isinstance(value, float | int) else f"{head}{value}")
+    grouped = rows.assign(x=lengths, group=texts.where(values.notna(), "not set") + ", " + ways)
+    if pd.api.types.is_numeric_dtype(values):
+        return grouped.loc[values.sort_values(kind="stable").index]
+    return grouped
 
 
-def _predicted_points(fields: pd.DataFrame) -> pd.DataFrame:
+def _predicted_points(fields: pd.DataFrame, along: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """``group x value`` of the predicted peaks, each with the runs that it is of."""
     if comparing.PREDICTED_PEAK not in fields:
         return pd.DataFrame({"group": [], "x": [], "value": []})
@@ -105,7 +116,7 @@ def _predicted_points(fields: pd.DataFrame) -> pd.DataFrame:
     rows = pd.DataFrame(
         {"run_id": known.index, "group": known["group"].to_numpy(), "value": known[comparing.PREDICTED_PEAK].to_numpy()}
     )
-    return _along_context(rows, fields).groupby(["group", "x"], sort=False)["value"].median().reset_index()
+    return along(rows).groupby(["group", "x"], sort=False)["value"].median().reset_index()
 
 
 def _predicted_notes(peaks: pd.DataFrame, fields: pd.DataFrame) -> dict[str, str]:

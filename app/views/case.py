@@ -22,6 +22,7 @@ from app.widgets import (
 from app.widgets.case_runs import CaseRuns, Origin
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, Chart, cards, draw
+from app.widgets.sortable import sortable
 from db import runs
 from engine import cases, catalog
 from engine.cases import Case, Ratio, Size
@@ -89,7 +90,7 @@ def measuring(found: dict[Size, CaseRuns]) -> None:
     with st.container(border=True):
         for size, one in found.items():
             with st.container(horizontal=True, vertical_alignment="center"):
-                with st.container(width=300):
+                with st.container(width=340):
                     case_parts.measure_button(
                         one, devices, button_text(one), key=f"measure_{size}", is_primary=size != "published"
                     )
@@ -108,7 +109,10 @@ def button_text(found: CaseRuns) -> str:
     where = {"here": "on this machine", "published": "at published size", "test": "at test size"}[found.size]
     if not found.is_measured:
         return f"Measure {where}"
-    return f"Measure again {where}" if case_runs.is_complete(found) else f"Measure what is missing {where}"
+    if case_runs.is_complete(found):
+        return f"Measure again {where}"
+    runs_missing = formatting.plural(len(case_runs.missing(found)), "missing run")
+    return f"Queue the {runs_missing}" + ("" if found.size == "here" else f" {where}")
 
 
 def answer(found: CaseRuns, origin: Origin) -> None:
@@ -182,7 +186,7 @@ def evidence(found: CaseRuns) -> None:
         table_downloads(ratios, f"case_{found.case.id}_ratios")
         st.markdown("**What was measured**")
         medians = median_table(shown)
-        st.dataframe(medians, hide_index=True, alt="Medians of what was measured, a line per setting")
+        st.dataframe(sortable(*medians), hide_index=True, alt="Medians of what was measured, a line per setting")
         table_downloads(shown.frame, f"case_{found.case.id}_values")
     compared = [*found.outdated, *measured]
     st.page_link(
@@ -213,36 +217,41 @@ def ratio_table(frame: pd.DataFrame) -> None:
     """Ratios as people read them."""
     names = [name for name in ("measured", "low", "high", "published", "predicted") if name in frame]
     numbers = {name: [formatting.ratio(value) for value in frame[name]] for name in names}
-    shown = frame.assign(**numbers).rename(
-        columns={
-            "label": "Ratio",
-            "measured": "Measured",
-            "low": "From",
-            "high": "To",
-            "published": "Published",
-            "predicted": "Predicted",
-            "note": "Note",
-        }
+    titles = {
+        "label": "Ratio",
+        "measured": "Measured",
+        "low": "From",
+        "high": "To",
+        "published": "Published",
+        "predicted": "Predicted",
+        "note": "Note",
+    }
+    shown = frame.assign(**numbers).rename(columns=titles)
+    behind = {title: frame[name] for name, title in titles.items() if name in names}
+    st.dataframe(
+        sortable(shown, behind), hide_index=True, alt="Measured ratios with their range beside published ones"
     )
-    st.dataframe(shown, hide_index=True, alt="Measured ratios with their range beside published ones")
 
 
-def median_table(shown: board.Board) -> pd.DataFrame:
-    """A line per setting, a column per metric of the kind, as people read them."""
+def median_table(shown: board.Board) -> tuple[pd.DataFrame, dict[str, list[float | None]]]:
+    """A line per setting, a column per metric of the kind, as people read them, and the medians behind each metric."""
     kind = KINDS[shown.rows[0].kind]
     names = [name for name in board.metrics(shown) if name in kind.NAMES]
     lines = []
+    medians: dict[str, list[float | None]] = {board.title(name): [] for name in names}
     for group in shown.groups:
         of_group = shown.frame[shown.frame["group"] == group.label]
         line: dict[str, object] = {"Setting": group.label}
         for name in names:
             values = of_group[of_group["metric"] == name]["value"]
-            line[board.title(name)] = board.value_text(shown, name, float(values.median()) if len(values) else None)
+            median = float(values.median()) if len(values) else None
+            line[board.title(name)] = board.value_text(shown, name, median)
+            medians[board.title(name)].append(median)
         states = {row.state for row in shown.rows if row.id in group.run_ids}
         line["Runs"] = len(group.run_ids)
         line["State"] = formatting.listing(formatting.state_text(name) for name in sorted(states))
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines), medians
 
 
 def published(case: Case) -> None:
@@ -330,9 +339,14 @@ if not shown.is_measured:
     sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
 else:
     answer(shown, origin)
+    # Where runs are missing, that is the next step; otherwise what was measured comes first.
+    is_short = origin == "local" and not case_runs.is_complete(shown)
+    if is_short:
+        measuring(local)
     sweep_card.unsuccessful_notes([] if shown.is_active else shown.unsuccessful)
     evidence(shown)
-    measuring(local)
+    if not is_short:
+        measuring(local)
 case_predictions.larger_models(case)
 case_predictions.ask_button(case, shown.sweep)
 left, right = st.columns(2, gap="large")

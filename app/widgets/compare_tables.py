@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 import streamlit as st
@@ -15,6 +15,7 @@ from app.kinds import inference
 from app.widgets import address, presenting
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, cards
+from app.widgets.sortable import sortable
 
 MOST_SENTENCES = 6
 MOST_CARDS = 6
@@ -34,12 +35,16 @@ _ICONS: dict[verdicts.Tone, str] = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table as people read it, and the same in stored units for downloads."""
+    """A table as people read it, and the same in stored units for downloads.
+
+    ``numbers`` are what cells of some columns stand for, so that these sort by them.
+    """
 
     name: str
     heading: str
     shown: pd.DataFrame
     stored: pd.DataFrame
+    numbers: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 def side_label(variant: str) -> str:
@@ -181,7 +186,7 @@ def _draw(table: Table, alt: str, *, with_heading: bool = True) -> None:
         st.subheader(table.heading, anchor=False)
     first = table.shown.columns[0]
     st.dataframe(
-        table.shown,
+        sortable(table.shown, table.numbers),
         hide_index=True,
         key=f"table_{table.name}",
         alt=alt,
@@ -211,7 +216,22 @@ def statistics_table(shown: Board, found: Sequence[Standing]) -> Table:
             }
         )
     heading = f"{board.title(found[0].metric)} by group" if found else ""
-    return Table("statistics", heading, pd.DataFrame(lines), board.statistics_frame(found, shown.units))
+    stored = board.statistics_frame(found, shown.units)
+    numbers: dict[str, Sequence[float | None]] = {
+        "n": [standing.summary.n if standing.summary else None for standing in found],
+        "Median": [standing.summary.median if standing.summary else None for standing in found],
+        "Interquartile range": [_width(standing) for standing in found],
+        "Δ": [standing.verdict.difference if standing.verdict else None for standing in found],
+        "Change": [standing.verdict.change if standing.verdict else None for standing in found],
+    }
+    return Table("statistics", heading, pd.DataFrame(lines), stored, numbers)
+
+
+def _width(standing: Standing) -> float | None:
+    summary = standing.summary
+    if summary is None or summary.lower_quartile is None or summary.upper_quartile is None:
+        return None
+    return summary.upper_quartile - summary.lower_quartile
 
 
 def _difference(shown: Board, standing: Standing) -> str:

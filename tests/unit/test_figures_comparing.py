@@ -228,6 +228,21 @@ def test_lengths_are_stacks_with_a_panel_per_way_and_speed_is_in_tokens() -> Non
     assert lines(speed) == {"Full fine-tuning": [512, 1024], "LoRA · Stock PEFT": [512, 1024]}
 
 
+def test_small_multiples_of_lengths_have_a_panel_per_value_and_way_in_order_of_the_values() -> None:
+    frame, fields = board(
+        train_run(1, "LoRA, batch 8, context 512", 512, train__batch_size=8),
+        train_run(2, "LoRA, batch 8, context 1024", 1024, train__batch_size=8),
+        train_run(3, "LoRA, batch 2, context 512", 512, peak=4.0, train__batch_size=2),
+        train_run(4, "LoRA, batch 2, context 1024", 1024, peak=4.0, train__batch_size=2),
+    )
+    fields[comparing.PREDICTED_PEAK] = [5.0 * GIB] * 4
+    memory = train.compare_charts(frame, fields, facet="train.batch_size")[0].figure
+    assert [note.text for note in memory.layout.annotations] == ["batch size 2, LoRA", "batch size 8, LoRA"]
+    assert len([trace for trace in memory.data if trace.name == "predicted"]) == 2
+    by_length = train.compare_charts(frame, fields, facet="train.context_length")[0].figure
+    assert len(by_length.layout.annotations) == 2
+
+
 def test_a_length_that_ran_out_of_memory_is_a_hollow_marker_even_where_nothing_was_measured() -> None:
     frame, fields = board(
         train_run(1, "Full fine-tuning, context 512", 512),
