@@ -105,8 +105,10 @@ def larger_models(case: Case) -> None:
     )
     alt = f"{_SAVING_TITLE}, against context length, a line per model; what was published is dashed"
     draw([Chart(figure, "larger_chart", alt)])
+    presenting.words(little_saved(frame))
     if presenting.is_on():
         return
+    st.page_link("views/fit.py", label="What fits on which card", icon=":material/fit_screen:")
     with st.expander("Predicted peaks", icon=":material/table_rows:"):
         shown = pd.DataFrame(
             {
@@ -119,6 +121,20 @@ def larger_models(case: Case) -> None:
         )
         st.dataframe(shown, hide_index=True, alt="Predicted peaks of full fine-tuning and LoRA by model and length")
         table_downloads(frame, f"case_{case.id}_predicted")
+
+
+def little_saved(frame: pd.DataFrame) -> str:
+    """From which length on LoRA saves little of each model's memory, as one sentence."""
+    said = []
+    for model, rows in frame.groupby("model", sort=False):
+        points = list(zip(rows["context_length"], rows["ratio"], strict=True))
+        at = cases.little_saved_from(points)
+        where = f"from about {at:.0f}" if at is not None else f"beyond {points[-1][0]}"
+        if points[0][1] >= cases.LITTLE_SAVED:
+            where = f"before {points[0][0]}"
+        said.append(f"{where} with {labels.model_label(str(model))}")
+    share = formatting.share(1 - cases.LITTLE_SAVED)
+    return formatting.plain(f"LoRA saves less than {share}, in tokens: {', '.join(said)}.")
 
 
 def saving_frame(case: Case, known: Mapping[str, Predicted]) -> pd.DataFrame:

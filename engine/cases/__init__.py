@@ -23,10 +23,12 @@ from engine.cases.records import (
     Verdict,
     Word,
 )
+from engine.cases.train_memory import LITTLE_SAVED, little_saved_from
 from engine.cases.verdicts import not_testable
 
 __all__ = [
     "DISTURBED_SHARE",
+    "LITTLE_SAVED",
     "WORDS",
     "Advice",
     "Case",
@@ -41,6 +43,7 @@ __all__ = [
     "Word",
     "case",
     "cases",
+    "little_saved_from",
     "observe",
     "predicted_ratios",
     "verdict",

@@ -153,10 +153,18 @@ def _ratio(evidence: Evidence, full: Measured, lora: Measured) -> Ratio:
     )
 
 
-def _where_little_is_saved(points: Sequence[tuple[float, float]]) -> str:
-    """The length at which the saving falls under 20 %, on a straight line between the lengths around it."""
+def little_saved_from(points: Sequence[tuple[float, float]]) -> float | None:
+    """The length from which less than 20 % is saved, on a straight line between the lengths around it.
+
+    Args:
+        points: lengths in rising order, each with LoRA's share of full fine-tuning's peak.
+    """
     for (length, share), (next_length, next_share) in itertools.pairwise(points):
         if share < LITTLE_SAVED <= next_share:
-            at = length + (next_length - length) * (LITTLE_SAVED - share) / (next_share - share)
-            return f" It saves less than 20 % from about {at:.0f} tokens on."
-    return ""
+            return length + (next_length - length) * (LITTLE_SAVED - share) / (next_share - share)
+    return None
+
+
+def _where_little_is_saved(points: Sequence[tuple[float, float]]) -> str:
+    at = little_saved_from(points)
+    return "" if at is None else f" It saves less than 20 % from about {at:.0f} tokens on."

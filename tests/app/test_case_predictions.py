@@ -74,6 +74,9 @@ def test_larger_models_are_lines_beside_what_was_published(open_page: Open, data
     (table,) = [frame.value for frame in app.dataframe if "LoRA / full" in frame.value]
     assert len(table) == 19
     assert table["LoRA / full"].iloc[-1] == "0.200×"
+    text = words(app).replace("\\", "")
+    assert "before 512 with TinyLlama 1.1B" in text
+    assert "beyond 4096 with Llama 3.3 70B" in text
 
 
 def test_measured_ratios_have_the_predicted_ones_beside_them(open_page: Open, database: Database) -> None:
