@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable
 
 import pytest
 
@@ -13,19 +13,31 @@ from engine.planning.search import largest
 LIMIT = 1000.0
 
 
-def growths() -> list[Callable[[int], float]]:
-    """Needs as they are seen: a floor, then a line or a parabola, in whole blocks."""
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """A need as it is seen: a floor, then a line or a parabola, in whole blocks."""
+
+    floor: float
+    late: float
+    slope: float
+    square: float
+
+    def __call__(self, number: int) -> float:
+        steep = self.late + self.slope * number + self.square * number * number
+        return float(round(max(self.floor + 0.4 * self.slope * number, steep)))
+
+
+def growths() -> list[Growth]:
     chance = random.Random(7)
-    found = []
-    for _ in range(300):
-        floor, late = chance.uniform(0, 1200), chance.uniform(0, 300)
-        slope, square = chance.uniform(0.3, 90), chance.choice([0.0, chance.uniform(0, 0.05)])
-        found.append(
-            lambda n, floor=floor, late=late, slope=slope, square=square: float(
-                round(max(floor + 0.4 * slope * n, late + slope * n + square * n * n))
-            )
+    return [
+        Growth(
+            chance.uniform(0, 1200),
+            chance.uniform(0, 300),
+            chance.uniform(0.3, 90),
+            chance.choice([0.0, chance.uniform(0, 0.05)]),
         )
-    return found
+        for _ in range(300)
+    ]
 
 
 @pytest.mark.parametrize("highest", [1, 7, 512])
@@ -39,13 +51,13 @@ def test_the_answer_fits_and_the_next_number_does_not(highest: int) -> None:
 def test_few_looks_are_enough() -> None:
     looks = 0
 
-    def counted(need: Callable[[int], float], number: int) -> float:
+    def looked(number: int) -> float:
         nonlocal looks
         looks += 1
         return need(number)
 
     for need in growths():
-        largest(lambda number, need=need: counted(need, number), LIMIT, 512, {4: need(4)})
+        largest(looked, LIMIT, 512, {4: need(4)})
     assert looks / len(growths()) < 4
 
 
