@@ -88,7 +88,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("fused qkv, fused gate and up", "phi3", {**_GROUPED, "tie_word_embeddings": False}),
     Architecture("fused qkv, parallel residual", "gpt_neox", {**_WIDE, "tie_word_embeddings": False}),
     Architecture("one key head, ALiBi", "falcon", _FALCON),
-    Architecture("Conv1D, tied", "gpt2", _GPT2, others=("ia3", "vera", "prefix_tuning")),
+    Architecture("Conv1D, tied", "gpt2", _GPT2, others=("ia3", "vera", "fourierft")),
     Architecture("learned positions, tied", "opt", {**_WIDE, "ffn_dim": 512, "word_embed_proj_dim": 192}),
     Architecture("sliding window", "mistral", {**_GROUPED, "sliding_window": 48}),
     Architecture("local and global attention", "gemma2", _GEMMA),

@@ -27,7 +27,7 @@ from tests.benchmarks import table
 from tests.benchmarks.prediction_specs import DORA, Asked, all_specs
 
 if TYPE_CHECKING:
-    from engine.executors.local import LocalExecutor
+    from engine.executors.local import LocalExecutor, LocalWorker
 
 PARTS = ("accuracy", "cost")
 MEDIAN_ERROR, WORST_ERROR = 0.005, 0.03
@@ -107,37 +107,53 @@ def _accuracy(only: str) -> dict[str, Any]:
 
     print(f"\n{'error of the peak: predicted, accelerate estimate-memory, parameters x bytes':100} {'measured':>15}")
     held: list[Held] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="peft-lab-bench-") as folder:
         asked = [one for one in all_specs(Path(folder, "models")) if only in one.architecture]
         executor = LocalExecutor()
         executor.start()
         for number, one in enumerate(asked, 1):
             print(f"\r  {number}/{len(asked)}", end="", file=sys.stderr, flush=True)
-            for found in _held(executor, one, Path(folder, str(number))):
-                held.append(found)
-                print(f"\r{found.line()}", flush=True)
+            try:
+                found = list(_held(executor, one, Path(folder, str(number))))
+            except JobFailed as error:
+                failed.append(f"{one.architecture}, {one.method}, {_asked_text(one.document)}: {error}")
+                print(f"\r{failed[-1]}", flush=True)
+                continue
+            held += found
+            print("".join(f"\r{peak.line()}\n" for peak in found), end="", flush=True)
     print()
+    if failed:
+        print(f"{len(failed)} jobs failed and are not compared")
     summary = {name: _summary(name, rows) for name, rows in _groups(held).items()}
-    return {
-        "peaks": [{**dataclasses.asdict(one), "spec": _without_folder(one.spec)} for one in held],
-        "summary": summary,
-    }
+    peaks = [{**dataclasses.asdict(one), "spec": _without_folder(one.spec)} for one in held]
+    return {"peaks": peaks, "failed": failed, "summary": summary}
+
+
+class JobFailed(RuntimeError):
+    """A job that should have been measured ended otherwise; the text says how."""
 
 
 def _held(executor: LocalExecutor, asked: Asked, folder: Path) -> Iterator[Held]:
-    """Every peak that a spec's job has, measured and by each rule."""
+    """Every peak that a spec's job has, measured and by each rule; the job runs while the rules are asked."""
+    from engine.executors.processes import DeviceLock
     from engine.jobs.predict import checked
-    from engine.spec import InferenceSpec, TrainSpec, parse_spec
+    from engine.spec import InferenceSpec, InspectSpec, MergeFilesSpec, PredictSpec, TrainSpec, parse_spec
     from tests.benchmarks.estimates import accelerate_bytes, formula_bytes
 
     spec = parse_spec(asked.document)
-    measured = _measured(executor, asked, folder)
+    assert not isinstance(spec, InspectSpec | MergeFilesSpec | PredictSpec)
+    while (lock := DeviceLock.try_acquire("cpu")) is None:
+        time.sleep(0.2)
+    worker = executor.submit(asked.document, folder, lock)
+    lock.close()
     name = _PEAKS.get(spec.kind, "peak_bytes")
     predicted = {metric.variant: metric.value for metric in checked(spec).metrics() if metric.name == name}
-    rules: tuple[int | None, int | None] = (None, None)
+    accelerate = accelerate_bytes(spec) if isinstance(spec, TrainSpec | InferenceSpec) else None
+    measured = _measured(worker)
+    formula = None
     if isinstance(spec, TrainSpec | InferenceSpec):
-        trained = int(measured.get(("trainable_parameters", None), 0)) if isinstance(spec, TrainSpec) else 0
-        rules = accelerate_bytes(spec), formula_bytes(spec, trained)
+        formula = formula_bytes(spec, int(measured.get(("trainable_parameters", None), 0)))
     for variant, value in predicted.items():
         yield Held(
             spec.kind,
@@ -147,24 +163,23 @@ def _held(executor: LocalExecutor, asked: Asked, folder: Path) -> Iterator[Held]
             variant,
             int(measured[name, variant]),
             int(value),
-            *rules,
+            accelerate,
+            formula,
             asked.document,
         )
 
 
-def _measured(executor: LocalExecutor, asked: Asked, folder: Path) -> Mapping[tuple[str, str | None], float]:
-    """The metrics of a real job by name and variant."""
-    from engine.executors.processes import DeviceLock
+def _measured(worker: LocalWorker) -> Mapping[tuple[str, str | None], float]:
+    """The metrics of a job by name and variant, once it has ended.
 
-    while (lock := DeviceLock.try_acquire("cpu")) is None:
-        time.sleep(0.2)
-    worker = executor.submit(asked.document, folder, lock)
-    lock.close()
+    Raises:
+        JobFailed: if it did not end well.
+    """
     while worker.is_alive():
         time.sleep(0.02)
     document = worker.collect()
     if document is None or document["state"] != "succeeded":
-        raise SystemExit(f"{asked.document}: {(document or {}).get('error') or 'the worker left no result'}")
+        raise JobFailed(document["error"]["text"] if document else "the worker left no result")
     return {(metric["name"], metric["variant"]): metric["value"] for metric in document["metrics"]}
 
 

@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 def all_specs(folder: Path) -> list[Asked]:
     """Every spec; the small models' configs are written below ``folder``."""
     folders = {architecture.model_type: str(architecture.write(folder)) for architecture in ARCHITECTURES}
-    return [*_trained(folders), *_full_size(), *_requested(folders), *_attached_and_merged(folders)]
+    return [*_trained(folders), *_requested(folders), *_attached_and_merged(folders), *_full_size()]
 
 
 def _methods(architecture: Architecture) -> Iterator[tuple[str, dict[str, Any] | None]]:
@@ -47,7 +47,7 @@ def _methods(architecture: Architecture) -> Iterator[tuple[str, dict[str, Any] |
     yield "LoRA", on(architecture.targets)
     yield "DoRA", on(architecture.plain, **DORA)
     for kind in architecture.others:
-        yield kind, {"type": kind} if kind == "prefix_tuning" else on(architecture.plain, type=kind)
+        yield kind, on(architecture.plain, type=kind)
 
 
 def _trained(folders: dict[str, str]) -> Iterator[Asked]:
