@@ -104,6 +104,13 @@ def test_a_step_over_many_blocks_is_found_from_two_shallow_ones_change_by_change
     assert [sorted(p.changes) for p in found] == [sorted(p.changes) for p in deep]
 
 
+def test_of_two_loops_in_a_row_neither_takes_a_turn_of_the_other() -> None:
+    def attached(blocks: int) -> Part:
+        return part("attach", *[5, -1] * blocks, *[7, -3] * blocks)
+
+    assert deepen((attached(2),), (attached(3),), 6) == (attached(8),)
+
+
 def test_a_history_that_grows_with_depth_elsewhere_than_in_loops_is_refused() -> None:
     with pytest.raises(NotRepeating, match="forward"):
         deepen((part("forward", 20, 5, 5),), (part("forward", 30, 5, 5, 5),), 7)
