@@ -80,3 +80,4 @@ bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_un
 
 bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measured ones, and what a prediction costs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict_gpu
