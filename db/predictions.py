@@ -51,17 +51,18 @@ def store(session: Session, entries: Iterable[Mapping[str, Any]], card: str | No
 
 
 def find(session: Session, keys: Collection[str], *, with_course: bool = False) -> dict[str, dict[str, Any]]:
-    """The entries of these keys that are stored, by key.
+    """The entries of these keys that are stored, by key, each with the time at which it came (``created_at``).
 
     Args:
         session: to read with.
         keys: as the entries carry them.
         with_course: also the ``course`` of memory, which is most of an entry.
     """
-    columns = [Prediction.key, Prediction.document, *([Prediction.course] if with_course else [])]
+    columns = [Prediction.key, Prediction.document, Prediction.created_at]
+    columns += [Prediction.course] if with_course else []
     found: dict[str, dict[str, Any]] = {}
     for chunk in chunks(set(keys)):
         for row in session.execute(select(*columns).where(Prediction.key.in_(chunk))):
             course = {_COURSE: row.course} if with_course else {}
-            found[row.key] = {"key": row.key, **row.document, **course}
+            found[row.key] = {"key": row.key, **row.document, **course, "created_at": row.created_at}
     return found

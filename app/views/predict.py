@@ -236,7 +236,9 @@ with notice:
     problems(form, known)
 with status:
     predictions.follow(specs, form.place.card)
-if not form.asked:
+if all(one.hash in known and known[one.hash].error is not None for one in form.asked):
+    # Why there is none is said above.
+    presenting.way_back()
     st.stop()
 with answer_place:
     answer(form, known, waiting, free_bytes)

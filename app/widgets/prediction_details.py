@@ -25,7 +25,7 @@ def draw(form: Form) -> None:
     predicted = predictions.known([one.spec], form.place.card, with_course=True).get(one.hash)
     body = st.container()
     if predicted is None or predicted.error is not None:
-        body.caption("Being predicted." if predicted is None else formatting.plain(str(predicted.error)))
+        body.caption("Being predicted." if predicted is None else "Not predicted; the reason is above.")
         return
     with body:
         _charts(predicted)

@@ -31,6 +31,9 @@ _MOST_REQUESTS = 10
 _UNANSWERED = ("failed", "out_of_memory", "timed_out", "lost")
 _UNANSWERED_SHOWN = 50
 _LOOK_EVERY_S = 0.5
+# What is said of a model or a folder that cannot be had may be over soon: the network, the hub, the disk.
+_PASSING = ("model", "adapter.path")
+_PASSING_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Predicted:
 
     ``metrics`` are by name and variant; ``peak_bytes``, ``parts`` (by category), ``peak_part`` and what follows are of
     the variant with the highest peak. ``course`` is empty unless it was asked for. ``is_broken_off`` tells a request
-    that ended before it had an answer from an answer that says no.
+    that ended before it had an answer, or a reason that may pass, from an answer that says no.
     """
 
     spec_hash: str
@@ -85,7 +88,7 @@ class Predicted:
 def from_entry(entry: Mapping[str, Any]) -> Predicted:
     """A prediction as it is stored (an entry of ``engine.jobs.predict``)."""
     if problem := entry.get("error"):
-        return Predicted(str(entry["spec_hash"]), error=str(problem["text"]))
+        return Predicted(str(entry["spec_hash"]), error=str(problem["text"]), is_broken_off=_may_pass(entry))
     return Predicted(
         str(entry["spec_hash"]),
         metrics={(one["name"], one["variant"]): float(one["value"]) for one in entry["metrics"]},
@@ -109,7 +112,7 @@ def known(specs: Iterable[Measured], card: str | None = None, *, with_course: bo
     by_key = _by_key(specs, card)
     with state.database().reading() as session:
         found = predictions.find(session, by_key, with_course=with_course)
-    answers = {key: from_entry(entry) for key, entry in found.items()}
+    answers = {key: from_entry(entry) for key, entry in found.items() if not _is_over(entry)}
     missing = by_key.keys() - answers.keys()
     if missing:
         answers |= _unanswered(missing)
@@ -138,9 +141,10 @@ def ask(specs: Sequence[Measured], card: str | None = None, *, place: str = "", 
     """
     with state.database().reading() as session:
         keys = _by_key(specs, card)
-        stored = predictions.find(session, keys)
+        found = predictions.find(session, keys)
+    stored = {key for key, entry in found.items() if not (_may_pass(entry) if again else _is_over(entry))}
     under_way = {key for row in _requests(("queued", "running")) for key in _keys(row)}
-    left_out = stored.keys() | under_way
+    left_out = stored | under_way
     if not again and (missing := keys.keys() - left_out):
         left_out |= _unanswered(missing).keys()
     if place:
@@ -197,6 +201,16 @@ def _key_of(uid: str, _document: Mapping[str, Any]) -> str | None:
     except SpecError:
         return None
     return prediction_key(spec) if isinstance(spec, Measured) else None
+
+
+def _may_pass(entry: Mapping[str, Any]) -> bool:
+    """Whether a stored sentence is about something that may be otherwise the next time."""
+    return bool(entry.get("error")) and entry["error"].get("field") in _PASSING
+
+
+def _is_over(entry: Mapping[str, Any]) -> bool:
+    """Whether a stored sentence may have passed by now, so that it is no answer any more."""
+    return _may_pass(entry) and state.now_s() - entry["created_at"] > _PASSING_S
 
 
 def _by_key(specs: Iterable[Measured], card: str | None) -> dict[str, list[str]]:

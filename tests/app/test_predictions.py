@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import state
 from app.widgets import predictions as shown
 from db import predictions, queue, runs
 from db.session import Database
@@ -94,6 +96,21 @@ def test_a_request_that_ended_without_an_answer_is_a_sentence_and_not_asked_for_
         assert "SIGABRT" in str(found.error)
     assert shown.ask(specs) == []
     assert len(shown.ask(specs, again=True)) == 2, "each by itself, as one may have ended the other"
+
+
+def test_what_is_said_of_a_model_that_cannot_be_had_is_no_answer_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train()
+    sentence = "model: the hub cannot be reached"
+    predicted.store(database, spec.model_dump(mode="json"), {}, error={"field": "model", "text": sentence})
+    found = shown.known([spec])[spec_hash(spec)]
+    assert (found.error, found.is_broken_off) == (sentence, True)
+    assert shown.ask([spec]) == []
+    later_s = time.time() + 301
+    monkeypatch.setattr(state, "now_s", lambda: later_s)
+    assert shown.known([spec]) == {}
+    assert len(shown.ask([spec])) == 1
 
 
 def test_a_cancelled_request_is_asked_for_again(database: Database) -> None:

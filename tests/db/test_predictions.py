@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from db import predictions
@@ -28,7 +29,9 @@ def find(database: Database, *keys: str, with_course: bool = False) -> dict[str,
 
 def test_what_was_stored_is_found_by_its_key(database: Database) -> None:
     assert store(database, entry("a", 5.0), entry("b")) == ("a", "b")
-    assert find(database, "a", "never") == {"a": entry("a", 5.0)}
+    found = find(database, "a", "never")
+    assert time.time() - found["a"].pop("created_at") < 60
+    assert found == {"a": entry("a", 5.0)}
 
 
 def test_a_sentence_is_stored_like_a_prediction(database: Database) -> None:
