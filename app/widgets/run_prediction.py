@@ -44,7 +44,7 @@ def card(run: RunDetail, metrics: Metrics, predicted: Predicted | None) -> list[
     pair = next((one for one in reversed(found) if one.variant == main), found[0] if found else None)
     if pair is None:
         return []
-    label = f"Predicted {formatting.metric_title(pair.metric).lower()}"
+    label = "Predicted peak"
     if not accuracy.is_of_these_versions(run.environment, predicted_runs.installed()):
         return [Card(label, formatting.size(pair.predicted), "of other versions", _OTHER_VERSIONS)]
     note = "exact to the byte" if pair.error == 0 else f"{formatting.error(pair.error)} of measured"

@@ -167,7 +167,7 @@ def test_the_predicted_peak_stands_beside_the_measured_one_with_its_error(
     predicted.store(database, stored.document("train"), {**peaks, "peak_bytes": measured["peak_bytes"] * 1.01})
     app = open_page("run", id=str(run_id))
     shown = {metric.label: metric for metric in app.metric}
-    assert shown["Predicted peak memory"].delta == "+1.00 % of measured"
+    assert shown["Predicted peak"].delta == "+1.00 % of measured"
     (table,) = [frame.value for frame in app.dataframe if "Predicted" in frame.value]
     assert list(table["Error"]) == ["exact"] * (len(table) - 1) + ["+1.00 %"]
     assert any("Predicted: tensors" in element.proto.spec for element in app.get("plotly_chart"))
@@ -181,13 +181,13 @@ def test_a_prediction_of_other_versions_has_no_error(
     run_id, measured = trained(database)
     predicted.store(database, stored.document("train"), {"peak_bytes": measured["peak_bytes"]})
     app = open_page("run", id=str(run_id))
-    assert {metric.label: metric.delta for metric in app.metric}["Predicted peak memory"] == "of other versions"
+    assert {metric.label: metric.delta for metric in app.metric}["Predicted peak"] == "of other versions"
 
 
 def test_a_run_without_a_prediction_asks_for_it_at_the_press_of_a_button(open_page: Open, database: Database) -> None:
     run_id, _ = trained(database)
     app = open_page("run", id=str(run_id))
-    assert "Predicted peak memory" not in [metric.label for metric in app.metric]
+    assert "Predicted peak" not in [metric.label for metric in app.metric]
     app.button(key="predict_run").click().run()
     assert not app.exception
     with database.reading() as session:
