@@ -102,7 +102,10 @@ def _along_context(rows: pd.DataFrame, fields: pd.DataFrame, facet: str | None) 
     values, name = comparing.panels_of(rows, fields, facet)
     head = f"{name} " if name else ""
     texts = values.map(lambda value: f"{head}{value:.6g}" if isinstance(value, float | int) else f"{head}{value}")
-    grouped = rows.assign(x=lengths, group=texts.where(values.notna(), "not set") + ", " + ways)
+    named = texts.where(values.notna(), "not set")
+    # A way to train that begins with the value need not say it twice.
+    pairs = [way if way.startswith(text) else f"{text}, {way}" for text, way in zip(named, ways, strict=True)]
+    grouped = rows.assign(x=lengths, group=pairs)
     if pd.api.types.is_numeric_dtype(values):
         return grouped.loc[values.sort_values(kind="stable").index]
     return grouped

@@ -186,7 +186,12 @@ def evidence(found: CaseRuns) -> None:
         table_downloads(ratios, f"case_{found.case.id}_ratios")
         st.markdown("**What was measured**")
         medians = median_table(shown)
-        st.dataframe(sortable(*medians), hide_index=True, alt="Medians of what was measured, a line per setting")
+        st.dataframe(
+            sortable(*medians),
+            hide_index=True,
+            placeholder=formatting.DASH,
+            alt="Medians of what was measured, a line per setting",
+        )
         table_downloads(shown.frame, f"case_{found.case.id}_values")
     compared = [*found.outdated, *measured]
     st.page_link(
@@ -229,7 +234,10 @@ def ratio_table(frame: pd.DataFrame) -> None:
     shown = frame.assign(**numbers).rename(columns=titles)
     behind = {title: frame[name] for name, title in titles.items() if name in names}
     st.dataframe(
-        sortable(shown, behind), hide_index=True, alt="Measured ratios with their range beside published ones"
+        sortable(shown, behind),
+        hide_index=True,
+        placeholder=formatting.DASH,
+        alt="Measured ratios with their range beside published ones",
     )
 
 

@@ -188,6 +188,7 @@ def _draw(table: Table, alt: str, *, with_heading: bool = True) -> None:
     st.dataframe(
         sortable(table.shown, table.numbers),
         hide_index=True,
+        placeholder=formatting.DASH,
         key=f"table_{table.name}",
         alt=alt,
         column_config={first: st.column_config.TextColumn(first, pinned=True)},

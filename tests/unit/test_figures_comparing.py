@@ -239,6 +239,8 @@ def test_small_multiples_of_lengths_have_a_panel_per_value_and_way_in_order_of_t
     memory = train.compare_charts(frame, fields, facet="train.batch_size")[0].figure
     assert [note.text for note in memory.layout.annotations] == ["batch size 2, LoRA", "batch size 8, LoRA"]
     assert len([trace for trace in memory.data if trace.name == "predicted"]) == 2
+    by_adapter = train.compare_charts(frame, fields.assign(kind_of="LoRA"), facet="kind_of")[0].figure
+    assert {note.text for note in by_adapter.layout.annotations} == {"LoRA, batch 8", "LoRA, batch 2"}
     by_length = train.compare_charts(frame, fields, facet="train.context_length")[0].figure
     assert len(by_length.layout.annotations) == 2
 
