@@ -29,7 +29,7 @@ Quantization = Literal["int8", "nf4"]
 Optimizer = Literal["adamw", "sgd", "adafactor", "adamw_8bit"]
 Variant = Literal["base", "adapter_disabled", "adapter", "merged"]
 VARIANTS: tuple[Variant, ...] = ("base", "adapter_disabled", "adapter", "merged")
-PREDICTOR_VERSION = 2
+PREDICTOR_VERSION = 3
 """Goes up with every change after which a prediction may come out otherwise: stored ones are then made anew."""
 _NOT_PREDICTED_BY = {"repeats", "warmup", "seed", "threads", "timeout_s", "memory_limit_bytes", "node", "weights"}
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.adapters import attach
 from engine.jobs import init as init_job
 from engine.jobs import merge as merge_job
 from engine.jobs.attaching import Bench
 from engine.jobs.merge_bench import MergeBench
-from engine.models import model_config
+from engine.models import build_model, model_config
 from engine.predict import history, predict
 from engine.prediction import init, merge
 from engine.prediction.stream import peak
-from engine.spec import InitSpec, MergeSpec, SpecError, parse_spec
+from engine.spec import InitSpec, MergeSpec, parse_spec
 
 DORA = {"options": {"use_dora": True}}
 
@@ -91,6 +93,10 @@ def test_two_shallow_models_give_the_full_depth_to_the_byte() -> None:
         assert peak(*history(spec)) == peak(before, parts)
 
 
-def test_attaching_a_saved_adapter_is_refused_in_one_sentence(tmp_path: Any) -> None:
-    with pytest.raises(SpecError, match=r"^adapter\.path: "):
-        predict(init_spec(adapter={"path": str(tmp_path)}))
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_attaching_a_saved_adapter_is_predicted_to_the_byte(tmp_path: Path, low_cpu_mem_usage: bool) -> None:
+    fresh = init_spec("minimind-26m", adapter=DORA)
+    attach(build_model(fresh), fresh.adapter).save_pretrained(str(tmp_path))
+    spec = init_spec("minimind-26m", adapter={"path": str(tmp_path), "low_cpu_mem_usage": low_cpu_mem_usage})
+    metrics, _ = init_job._tensor_memory(Bench(spec, lambda _: None, 1))
+    assert predicted(spec) == {metric.name: metric.value for metric in metrics}
