@@ -40,6 +40,8 @@ _TENSORS_SHOWN = 10
 AMPERE: Capability = (8, 0)
 """The compute capability of a CUDA device that is not here and of which no card is named."""
 _ON_TWO_DEVICES = ("gpu_offload", "gpu_then_cpu")
+# Outside of training these look at the device that they run on: norms, blocks and factors are of other dtypes on a CPU.
+_OTHERWISE_ON_A_CPU = ("zero_b_norm", "factored_norm", "deferred", "batched_norm", "staged", "row_blocks", "fused")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,16 +178,20 @@ def fake_device(spec: Measured, card: Card | None = None) -> tuple[FakeDevice | 
         SpecError: one sentence, when that device lacks what the spec asks for.
     """
     kind = spec.device.partition(":")[0] if card is None else card.device
-    if kind == "mps":
-        return FakeMps(), []
     if kind == "cpu":
         return None, []
+    remarks = []
+    if spec.strategy in _OTHERWISE_ON_A_CPU and not isinstance(spec, TrainSpec):
+        remarks.append(f"{spec.strategy} is predicted as it works on a CPU; on a GPU it uses other dtypes")
+    if kind == "mps":
+        return FakeMps(), remarks
     known = compute_capability(spec.device) if card is None else card.compute_capability
     major, minor = known or AMPERE
     if spec.attention == "flash_attention_2" and (major, minor) < AMPERE:
         raise SpecError("attention", f"flash_attention_2 needs compute capability 8.0, not {major}.{minor}; use sdpa")
-    missing = f"{spec.device} is not here: taken for a device of compute capability {major}.{minor}"
-    return FakeCuda((major, minor)), [] if known else [missing]
+    if known is None:
+        remarks.append(f"{spec.device} is not here: taken for a device of compute capability {major}.{minor}")
+    return FakeCuda((major, minor)), remarks
 
 
 def taken(spec: Measured, before: Part, parts: Stream, capability: Capability) -> OnDevice:

@@ -166,6 +166,14 @@ def test_other_kinds_are_predicted_on_a_card_too(fields: dict[str, Any]) -> None
     assert found.needed_bytes > found.peak.total_bytes
 
 
+def test_a_strategy_that_looks_at_its_device_is_said_to_be_predicted_as_on_a_cpu() -> None:
+    notes = [
+        " ".join(entry(parse_spec({"kind": "merge", "model": "tiny-test", "strategy": name}), "rtx-4090")["notes"])  # type: ignore[arg-type]
+        for name in ("row_blocks", "addmm")
+    ]
+    assert ["as it works on a CPU" in text for text in notes] == [True, False]
+
+
 def test_weights_that_move_between_two_devices_are_not_predicted() -> None:
     spec = parse_spec({"model": "tiny-test", "strategy": "gpu_then_cpu"})
     assert entry(spec, "rtx-4090")["error"]["field"] == "strategy"  # type: ignore[arg-type]
