@@ -274,7 +274,7 @@ def test_a_predict_request_leaves_its_answers_among_the_predictions_and_not_amon
     with database.writing() as db:
         (run_id,) = queue.enqueue(db, [new])
     supervise()
-    assert end_of(database, run_id, eventually).state == "succeeded"
+    assert end_of(database, run_id, eventually, 120).state == "succeeded"
     with database.reading() as db:
         entries = predictions.find(
             db, [prediction_key(parse_spec(one)) for one in (fine, not_predicted)], with_course=True
