@@ -91,7 +91,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("Conv1D, tied", "gpt2", _GPT2, others=("ia3", "vera", "fourierft")),
     Architecture("learned positions, tied", "opt", {**_WIDE, "ffn_dim": 512, "word_embed_proj_dim": 192}),
     Architecture("sliding window", "mistral", {**_GROUPED, "sliding_window": 48}),
-    Architecture("local and global attention", "gemma2", _GEMMA),
+    Architecture("local and global attention", "gemma2", _GEMMA, attentions=("eager",)),
     Architecture(
         "mixture of experts",
         "mixtral",

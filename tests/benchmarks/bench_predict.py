@@ -104,6 +104,7 @@ def main() -> None:
 
 def _accuracy(only: str) -> dict[str, Any]:
     from engine.executors.local import LocalExecutor
+    from engine.spec import SpecError
 
     print(f"\n{'error of the peak: predicted, accelerate estimate-memory, parameters x bytes':100} {'measured':>15}")
     held: list[Held] = []
@@ -116,18 +117,22 @@ def _accuracy(only: str) -> dict[str, Any]:
             print(f"\r  {number}/{len(asked)}", end="", file=sys.stderr, flush=True)
             try:
                 found = list(_held(executor, one, Path(folder, str(number))))
-            except JobFailed as error:
+            except (JobFailed, SpecError) as error:
                 failed.append(f"{one.architecture}, {one.method}, {_asked_text(one.document)}: {error}")
                 print(f"\r{failed[-1]}", flush=True)
                 continue
+            except KeyboardInterrupt:
+                # What is cut short keeps what it had.
+                print(f"\rinterrupted: {number - 1} of {len(asked)} specs were compared")
+                break
             held += found
             print("".join(f"\r{peak.line()}\n" for peak in found), end="", flush=True)
     print()
     if failed:
-        print(f"{len(failed)} jobs failed and are not compared")
+        print(f"{len(failed)} specs could not be measured or predicted, and are not compared")
     summary = {name: _summary(name, rows) for name, rows in _groups(held).items()}
     peaks = [{**dataclasses.asdict(one), "spec": _without_folder(one.spec)} for one in held]
-    return {"peaks": peaks, "failed": failed, "summary": summary}
+    return {"specs": len(asked), "peaks": peaks, "not_compared": failed, "summary": summary}
 
 
 class JobFailed(RuntimeError):
