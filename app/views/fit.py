@@ -34,7 +34,7 @@ def request(form: Form, row: RunRow | None) -> None:
             number = len(form.spec.of) * len(form.spec.places)
             st.info(
                 f"Not planned yet: {formatting.plural(number, 'answer')}, about "
-                f"{formatting.duration(10.0 * len(form.spec.of) + 2.0 * number)}.",
+                f"{formatting.duration(12.0 * len(form.spec.of) + 3.0 * number)}.",
                 icon=":material/fit_screen:",
             )
         st.button("Plan what fits", type="primary", icon=":material/fit_screen:", on_click=plans.ask, args=(form.spec,))
@@ -70,7 +70,8 @@ def change(plan: Mapping[str, Any]) -> None:
     if not found:
         return
     st.subheader("What to change first", anchor=False)
-    chosen = address.one("For", list(found), key="change", default=next(iter(found)), width=320)
+    first = next((label for label, one in found.items() if one["together"]), next(iter(found)))
+    chosen = address.one("For", list(found), key="change", default=first, width=320)
     one = found[chosen]
     if one["together"]:
         together = formatting.listing([label[:1].lower() + label[1:] for label in one["together"]["labels"]])
