@@ -22,7 +22,7 @@ _WITHOUT_VALUES = re.compile(
 
 @contextlib.contextmanager
 def explained(spec: Measured) -> Iterator[None]:
-    """Turn what PyTorch says of an operation that needs values, in the block, into a sentence on model or adapter.
+    """Turn what is raised in the block, of an operation that needs values above all, into a sentence on its cause.
 
     Raises:
         SpecError: naming the operation.
@@ -36,7 +36,7 @@ def explained(spec: Measured) -> Iterator[None]:
         if error.__cause__ is None or not _needs_values(error.__cause__):
             raise
         raise _sentence(spec, error.__cause__) from error
-    except RuntimeError as error:
+    except Exception as error:  # what a model's own code raises where a job does not suit it
         raise _sentence(spec, error) from error
     finally:
         _LOG.disabled = was_disabled

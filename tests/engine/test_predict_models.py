@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from engine.jobs.train_memory import measure_memory
 from engine.jobs.train_steps import prepare, sides_of
 from engine.predict import predict
-from engine.spec import SpecError, TrainSpec, parse_spec
+from engine.spec import InferenceSpec, SpecError, TrainSpec, parse_spec
 
 SIZES = {
     "vocab_size": 128,
@@ -45,4 +45,16 @@ def test_fused_experts_are_predicted_to_the_byte_in_every_dtype(tmp_path: Path, 
 def test_experts_whose_sizes_depend_on_values_are_refused_in_one_sentence_naming_the_operation(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "jetmoe", "float32", kv_channels=16)
     with pytest.raises(SpecError, match=r"^model: .*cannot be predicted: what .*split_with_sizes.* depends on values"):
+        predict(spec)
+
+
+def test_a_model_without_a_cache_is_one_sentence_for_a_request_as_it_is_for_the_real_one(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    AutoConfig.for_model("mamba", **sizes).save_pretrained(tmp_path)
+    section = {"prompt_tokens": 2, "new_tokens": 2}
+    spec = parse_spec(
+        {"kind": "inference", "model": str(tmp_path), "attention": "eager", "adapter": None, "inference": section}
+    )
+    assert isinstance(spec, InferenceSpec)
+    with pytest.raises(SpecError, match=r"^model: .*cannot be predicted: .*past_key_values"):
         predict(spec)
