@@ -50,7 +50,7 @@ def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None)
 
 
 def probe(connection: Any) -> None:
-    """Report through ``connection`` whether the preload took place, and this machine's devices.
+    """Report through ``connection`` whether the preload took place, this machine's devices and the environment.
 
     Runs in a worker because looking at a GPU initialises CUDA, which must never happen in the fork server.
     """
@@ -61,9 +61,10 @@ def probe(connection: Any) -> None:
             import engine.preload  # noqa: F401
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
-    from engine.measure.environment import devices
+    from engine.measure.environment import devices, environment
 
-    connection.send({"preloaded": preloaded, "reason": reason, "devices": [asdict(device) for device in devices()]})
+    answer = {"preloaded": preloaded, "reason": reason, "devices": [asdict(device) for device in devices()]}
+    connection.send({**answer, "environment": environment()})
     connection.close()
 
 
@@ -116,7 +117,7 @@ def _run(spec: Spec, folder: Path) -> Result:
     state: Any = "succeeded"
     try:
         _prepare_process(spec)
-        # Before anything is measured: a worker that is ended leaves no result to hold it.
+        # A worker that is ended leaves no result to hold it; until here there is what the executor wrote.
         write_atomically(folder / ENVIRONMENT_FILE, environment())
         from engine.jobs import JOBS, run_job
 

@@ -71,7 +71,7 @@ class LocalWorker:
         return self._progress
 
     def environment(self) -> dict[str, Any]:
-        """What the worker said at its start that it runs on; empty if it never came to that."""
+        """What the worker runs on, by its own words once it has said so; empty if nobody wrote it."""
         try:
             document: dict[str, Any] = json.loads((self.folder / worker.ENVIRONMENT_FILE).read_text())
         except (OSError, ValueError):
@@ -118,6 +118,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             self._context.set_forkserver_preload(["engine.preload"])
+        self._environment: dict[str, Any] = {}
 
     def start(self) -> list[Device]:
         """Start the fork server, prove that its preload worked, and return this machine's devices.
@@ -146,12 +147,15 @@ class LocalExecutor:
             process.join(timeout=5)
         if self.start_method == "forkserver" and not answer["preloaded"]:
             raise ExecutorError(f"the fork server could not import engine.preload: {answer['reason'] or 'unknown'}")
+        self._environment = answer["environment"]
         return [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
 
     def submit(self, spec_document: Mapping[str, Any], folder: Path, lock: DeviceLock | None) -> LocalWorker:
         """Start a worker for one spec in ``folder``, which is made. The worker gets its own copy of ``lock``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spec.json").write_text(json.dumps(spec_document, indent=2))
+        # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
+        (folder / worker.ENVIRONMENT_FILE).write_text(json.dumps(self._environment))
         process = self._context.Process(target=worker.main, args=(dict(spec_document), str(folder), lock))
         process.start()
         pid = process.pid
