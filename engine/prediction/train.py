@@ -7,7 +7,9 @@ training is that of a later step. What the state takes is there from the beginni
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.optimizer import _default_to_fused_or_foreach
 from transformers import PretrainedConfig
 
 from engine.jobs.train_steps import Trainer, attached, sides_of
@@ -21,6 +23,11 @@ from engine.prediction.stream import Part, Stream, net
 from engine.quantization import quantize
 from engine.spec import TrainSpec
 
+Update = tuple[str, bool, bool, tuple[object, ...]]
+# Half of a step's operations are the optimizer's, and the same at each context length.
+_SEEN: dict[Update, Stream] = {}
+_MOST_SEEN = 32
+
 
 def record(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool = False) -> tuple[Part, Stream]:
     """What is alive before a training step (from the second on), and the step's parts; quantised layers as on a GPU.
@@ -29,13 +36,13 @@ def record(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool = False) -> t
         SpecError: one sentence, when the model cannot be built or PEFT refuses the adapter.
     """
     with fake_bitsandbytes.standing_in(spec, on_gpu):
-        before, *parts = _recorded(spec, config)
+        before, *parts = _recorded(spec, config, on_gpu)
     state = [change for part in parts if part.name == "first update" for change in part.changes]
     kept = net("before", [before, Part("state", tuple(c for c in state if c.category == OPTIMIZER_STATE))])
     return kept, tuple(part for part in parts if part.name != "first update")
 
 
-def _recorded(spec: TrainSpec, config: PretrainedConfig) -> Stream:
+def _recorded(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool) -> Stream:
     """The parts of a first step, and of the update that follows the one which makes the optimizer's state."""
     device = torch.device(spec.device)
     base = build_meta(spec.model, getattr(torch, spec.dtype), spec.attention, config, spec.task)
@@ -61,6 +68,10 @@ def _recorded(spec: TrainSpec, config: PretrainedConfig) -> Stream:
                     del loss
                     recorder.backward_ended()
                 recorder.begin("first update")
+                update = _update(spec.train.optimizer, on_gpu, model)
+                if update in _SEEN:
+                    *step, _ = recorder.parts()
+                    return (*step, *_SEEN[update])
                 optimizer = trainer.optimizer(side)
                 optimizer.step()
                 recorder.optimizer_ended(optimizer)
@@ -69,4 +80,19 @@ def _recorded(spec: TrainSpec, config: PretrainedConfig) -> Stream:
                 recorder.begin("release")
                 optimizer.zero_grad(set_to_none=True)
         # Here, as the trainer's end gives all of it back.
-        return recorder.parts()
+        parts = recorder.parts()
+        if len(_SEEN) == _MOST_SEEN:
+            _SEEN.clear()
+        _SEEN[update] = parts[-3:]
+        return parts
+
+
+def _update(optimizer: str, on_gpu: bool, model: nn.Module) -> Update:
+    """What decides the update's history: the trained parameters and their gradients, not how these came about."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    tensors = tuple(
+        (name, p.shape, p.stride(), p.dtype, p.grad if p.grad is None else (p.grad.stride(), p.grad.dtype))
+        for name, p in trained
+    )
+    _, all_at_once = _default_to_fused_or_foreach([p for _, p in trained], differentiable=False)
+    return optimizer, on_gpu, all_at_once, tensors

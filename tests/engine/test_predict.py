@@ -52,6 +52,23 @@ def test_adapters_of_all_sorts_are_predicted_to_the_byte(kind: str) -> None:
     assert predicted(spec) == measured(spec)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("adapter", [None, {"options": {"use_dora": True}}], ids=["full", "dora"])
+def test_an_update_seen_at_another_context_length_is_the_one_that_runs(
+    optimizer: str, adapter: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = (
+        spec_of(adapter=adapter, train={"context_length": length, "optimizer": optimizer}) for length in (16, 40)
+    )
+    monkeypatch.setattr(train, "_SEEN", {})
+    alone = history(long)
+    monkeypatch.setattr(train, "_SEEN", {})
+    history(short)
+    seen = dict(train._SEEN)
+    assert history(long) == alone
+    assert seen == train._SEEN
+
+
 @pytest.mark.parametrize("kind", NOT_PREDICTED)
 def test_a_type_that_needs_values_is_refused_in_one_sentence_naming_the_operation(kind: str) -> None:
     with pytest.raises(
