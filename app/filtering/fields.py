@@ -92,8 +92,8 @@ def columns() -> tuple[str, ...]:
 
 @functools.cache
 def spec_fields() -> tuple[str, ...]:
-    """Every field that some kind's spec can have and that is no column, sorted."""
-    found = {name for spec in typing.get_args(Spec) for name in _leaves(spec)}
+    """Every field that some kind's spec can have and that is no column, sorted; not those of specs in a request."""
+    found = {name for spec in typing.get_args(Spec) for name in _leaves(spec) if not name.startswith("of.")}
     options = {f"adapter.options.{field.name}" for kind in catalog.adapter_types().values() for field in kind.fields}
     return tuple(sorted((found | options) - {"adapter.options", *columns()}))
 
