@@ -32,7 +32,10 @@ run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
 
 test: lint chromium ## lint, then unit, db, engine, app and browser tests
-	@$(IN_ROOT) "$(BIN)/python" -m pytest
+	@# A thread each: the two processes would wait for each other's. What measures sets its own.
+	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile --ignore tests/browser
+	@# One at a time: these are promised times.
+	@$(IN_ROOT) "$(BIN)/python" -m pytest tests/browser
 
 lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
 	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . && "$(BIN)/python" -m mypy
