@@ -65,6 +65,12 @@ MEASURING = [
         icon=":material/merge:",
         help="Merge an adapter on disk into a model on disk, however large.",
     ),
+    st.Page(
+        "views/system.py",
+        title="System",
+        icon=":material/monitor_heart:",
+        help="Devices, versions, disk, the supervisor, and what may disturb a measurement.",
+    ),
     st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
     st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
 ]
