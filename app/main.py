@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import state
+from app.formatting import plain
 from app.widgets import presenting
 from db.session import DatabaseError
 
@@ -18,7 +19,7 @@ st.set_page_config(page_title="PEFT Lab", page_icon=str(Path(__file__).with_name
 try:
     state.database()
 except DatabaseError as error:
-    st.error(str(error), icon=":material/database:")
+    st.error(plain(str(error)), icon=":material/database:")
     st.stop()
 
 MEASURING = [
@@ -100,4 +101,9 @@ page = st.navigation(
     position="hidden" if presenting.is_on() else "top",
 )
 state.ensure_supervisor()
-page.run()
+try:
+    page.run()
+except DatabaseError as error:
+    # Damaged or replaced while it was open. The next visit opens, and so checks, what is there then.
+    state.forget_database()
+    st.error(plain(str(error)), icon=":material/database:")

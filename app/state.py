@@ -36,6 +36,11 @@ def database() -> Database:
     return _open(database_url())
 
 
+def forget_database() -> None:
+    """Have the database opened again where it is asked for next."""
+    _open.clear()
+
+
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _supervision(folder: Path) -> Supervision:
     return Supervision(folder)
