@@ -60,7 +60,7 @@ def preview(ended_before: float, what: Sequence[str]) -> None:
         folders = _old_folders(pruning.old_uids(session, ended_before)) if LOGS in what else OldFolders((), 0)
     when = formatting.moment(ended_before, state.zone())
     if not samples.run_ids and not folders.folders:
-        st.markdown(f"No run that ended before {when} has any {formatting.listing(map(str.lower, what))}.")
+        st.markdown(f"No run that ended before {when} has {' or '.join(map(str.lower, what))} left.")
         if st.button("Close", key="prune_close"):
             st.rerun()
         return

@@ -145,4 +145,4 @@ def test_where_nothing_is_old_the_preview_says_so(open_page: Open, database: Dat
     app = open_page("system")
     app.button(key="prune_preview").click().run()
     assert not app.exception
-    assert "has any memory samples and logs and files" in words(app)
+    assert "has memory samples or logs and files left" in words(app)
