@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots
+.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +30,13 @@ $(ROOT)/.venv/installed-tests: $(ROOT)/tests/requirements.txt $(ROOT)/.venv/inst
 run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
 	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
+
+backup: $(ROOT)/.venv/installed ## copy the database, also while it is in use; prints the copy's name
+	@$(IN_ROOT) "$(BIN)/python" -m db backup
+
+restore: $(ROOT)/.venv/installed ## put a backup in the database's place: make restore FILE=...; the replaced one is kept
+	@file="$(FILE)"; case "$$file" in ""|/*) ;; *) file="$(CURDIR)/$$file";; esac; \
+	  $(IN_ROOT) "$(BIN)/python" -m db restore "$$file"
 
 test: lint chromium ## lint, then unit, db, engine, app and browser tests
 	@# A thread each: the two processes would wait for each other's. What measures sets its own.

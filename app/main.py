@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import state
+from app.formatting import plain
 from app.widgets import presenting
 from db.session import DatabaseError
 
@@ -18,7 +19,7 @@ st.set_page_config(page_title="PEFT Lab", page_icon=str(Path(__file__).with_name
 try:
     state.database()
 except DatabaseError as error:
-    st.error(str(error), icon=":material/database:")
+    st.error(plain(str(error)), icon=":material/database:")
     st.stop()
 
 MEASURING = [
@@ -65,6 +66,12 @@ MEASURING = [
         icon=":material/merge:",
         help="Merge an adapter on disk into a model on disk, however large.",
     ),
+    st.Page(
+        "views/system.py",
+        title="System",
+        icon=":material/monitor_heart:",
+        help="Devices, versions, disk, the supervisor, and what may disturb a measurement.",
+    ),
     st.Page("views/case.py", title="Case", icon=":material/fact_check:", visibility="hidden"),
     st.Page("views/run.py", title="Run", icon=":material/analytics:", visibility="hidden"),
 ]
@@ -94,4 +101,9 @@ page = st.navigation(
     position="hidden" if presenting.is_on() else "top",
 )
 state.ensure_supervisor()
-page.run()
+try:
+    page.run()
+except DatabaseError as error:
+    # Damaged or replaced while it was open. The next visit opens, and so checks, what is there then.
+    state.forget_database()
+    st.error(plain(str(error)), icon=":material/database:")

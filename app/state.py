@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import psutil
 import streamlit as st
 
-from app.supervision import Supervision, SupervisorState
+from app.supervision import Supervision, SupervisorSigns, SupervisorState
 from db import runs
 from db.session import Database, database_url, home, open_database
 from engine.result import Device
@@ -36,6 +36,11 @@ def database() -> Database:
     return _open(database_url())
 
 
+def forget_database() -> None:
+    """Have the database opened again where it is asked for next."""
+    _open.clear()
+
+
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _supervision(folder: Path) -> Supervision:
     return Supervision(folder)
@@ -44,6 +49,11 @@ def _supervision(folder: Path) -> Supervision:
 def ensure_supervisor() -> SupervisorState:
     """Make sure that a supervisor works on this database, and say whether it does."""
     return _supervision(home()).ensure()
+
+
+def supervisor_signs() -> SupervisorSigns | None:
+    """The process and last heartbeat of the supervisor, or of the last one; None where there never was one."""
+    return _supervision(home()).signs()
 
 
 def supervisor_last_words() -> str:

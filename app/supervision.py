@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,14 @@ START_LIMIT_S = 60.0
 RETRY_AFTER_S = 30.0
 
 SupervisorState = Literal["running", "starting", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSigns:
+    """The process that took the lock, and when it last went round its loop (UTC epoch seconds)."""
+
+    pid: int | None
+    heartbeat_at: float
 
 
 class Supervision:
@@ -48,6 +57,17 @@ class Supervision:
         except OSError:
             return ""
         return lines[-1][:300] if lines else ""
+
+    def signs(self) -> SupervisorSigns | None:
+        """What the last supervisor to hold the lock shows of itself; None where there never was one.
+
+        Does not probe the lock, which could keep one that is just starting from taking it.
+        """
+        path = self._home / "supervisor.lock"
+        try:
+            return SupervisorSigns(_owner(path), path.stat().st_mtime)
+        except OSError:
+            return None
 
     def ensure(self) -> SupervisorState:
         """Start a supervisor if none holds the lock; cheap to call on every page run.

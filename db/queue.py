@@ -236,6 +236,12 @@ def queue_depth(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(Run).where(Run.state == "queued")) or 0
 
 
+def counts_by_state(session: Session) -> dict[str, int]:
+    """How many runs, archived ones too, are in each state that some run is in."""
+    rows = session.execute(select(Run.state, func.count()).group_by(Run.state))
+    return {run_state: count for run_state, count in rows}
+
+
 def next_replicas(session: Session, spec_hashes: Iterable[str], origin: str = "local") -> Counter[str]:
     """For each spec, the replica number that its next run of this origin gets; 0 for the first.
 

@@ -53,6 +53,7 @@ __all__ = [
     "filter_values",
     "get_rows",
     "get_run",
+    "latest_environment",
     "latest_inspection",
     "list_ids",
     "list_runs",
@@ -213,6 +214,16 @@ def durations(session: Session, *, limit: int = 5000) -> list[Duration]:
         .limit(limit)
     )
     return [Duration._make(row) for row in rows]
+
+
+def latest_environment(session: Session) -> dict[str, Any] | None:
+    """What the newest run measured here recorded of its worker's machine and settings, None before the first."""
+    return session.scalar(
+        select(Run.environment)
+        .where(Run.origin == "local", Run.environment.is_not(None))
+        .order_by(Run.id.desc())
+        .limit(1)
+    )
 
 
 def latest_inspection(session: Session, model: str) -> dict[str, Any] | None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -33,6 +36,18 @@ class DatabaseError(Exception):
 
 class DatabaseTooNew(DatabaseError):
     """A newer PEFT Lab has written this database; this one would misread it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSize:
+    """What a SQLite database takes on disk: its file, the log of latest writes beside it, and what new rows may reuse.
+
+    ``reusable_bytes`` is a part of ``file_bytes``.
+    """
+
+    file_bytes: int
+    log_bytes: int
+    reusable_bytes: int
 
 
 def home() -> Path:
@@ -62,6 +77,16 @@ def schema_revisions() -> list[str]:
     return sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
 
 
+def newer_schema(revision: str) -> str:
+    """The clause that says that a newer PEFT Lab has written a database."""
+    return f"was written by a newer PEFT Lab (schema {revision}, this one knows up to {schema_revisions()[-1]})"
+
+
+def migration_lock(database_file: Path) -> FileLock:
+    """The lock that whoever migrates or replaces a SQLite file holds; raises ``filelock.Timeout``."""
+    return FileLock(database_file.with_name(f"{database_file.name}.migrate.lock"), timeout=MIGRATION_TIMEOUT_S)
+
+
 def open_database(url: str | None = None, *, migrate: bool = True) -> Database:
     """Open the database, by default the configured one, and bring its schema up to date.
 
@@ -85,7 +110,7 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self.url = make_url(url)
-            self._sqlite_file = _sqlite_file(self.url)
+            self.sqlite_file = sqlite_file(self.url)
             self._engine = _create_engine(self.url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise DatabaseError(
@@ -96,8 +121,12 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session that sees one consistent state and waits for no writer. Nothing can be written through it."""
-        with self._readers() as session:
+        """A session that sees one consistent state and waits for no writer. Nothing can be written through it.
+
+        Raises:
+            DatabaseError: when the file turns out to be damaged, or is another one than was opened.
+        """
+        with self._damage_told(), self._readers() as session:
             yield session
 
     @contextmanager
@@ -105,8 +134,11 @@ class Database:
         """A session whose transaction holds the write lock from its first statement; commits at the end.
 
         An exception rolls everything back.
+
+        Raises:
+            DatabaseError: as ``reading``.
         """
-        with self._writers.begin() as session:
+        with self._damage_told(), self._writers.begin() as session:
             yield session
 
     def upgrade(self) -> None:
@@ -116,12 +148,13 @@ class Database:
             DatabaseTooNew, DatabaseError: as ``open_database``.
         """
         try:
-            if self._sqlite_file is not None:
-                self._sqlite_file.parent.mkdir(parents=True, exist_ok=True)
+            if self.sqlite_file is not None:
+                self.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
             if self._is_current():
                 return
             with self._migration_lock():
                 if not self._is_current():
+                    self._back_up_first()
                     self._migrate()
         except Timeout:
             raise DatabaseError(
@@ -130,7 +163,20 @@ class Database:
         except OSError as error:
             raise DatabaseError(f"{self._shown()}: cannot be opened: {error.strerror or error}") from None
         except SQLAlchemyError as error:
-            raise DatabaseError(f"{self._shown()}: {_reason(error)}") from None
+            raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from None
+
+    def size(self) -> DatabaseSize | None:
+        """What the database takes on disk; None where another server keeps it."""
+        if self.sqlite_file is None:
+            return None
+        with self.reading() as session:
+            connection = session.connection()
+            free_pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+            page_bytes = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+        log = self.sqlite_file.with_name(self.sqlite_file.name + "-wal")
+        # The last connection to close removes the log.
+        log_bytes = log.stat().st_size if log.exists() else 0
+        return DatabaseSize(self.sqlite_file.stat().st_size, log_bytes, free_pages * page_bytes)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -138,13 +184,43 @@ class Database:
 
     def _shown(self) -> str:
         """How messages name this database: the file, or the address without its password."""
-        return str(self._sqlite_file or self.url.render_as_string(hide_password=True))
+        return str(self.sqlite_file or self.url.render_as_string(hide_password=True))
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Turn SQLite's errors about a damaged file into a sentence that says how to go on."""
+        try:
+            yield
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+            raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from error
+
+    def _reason(self, error: SQLAlchemyError) -> str:
+        """One clause that a person can act on, from the driver's own words."""
+        words = _first_line(getattr(error, "orig", None) or error)
+        damaged = {"file is not a database": "is not a database", "database disk image is malformed": "is damaged"}
+        if words in damaged:
+            return f"{damaged[words]} and was left as it is; {self._way_back()}"
+        known = {
+            "unable to open database file": "cannot be opened; check that it is a file you may read and write",
+            "attempt to write a readonly database": "cannot be written; check what you may do with it and its folder",
+        }
+        return known.get(words, f"cannot be opened: {words}")
+
+    def _way_back(self) -> str:
+        """What to do about a file that cannot be used."""
+        from db import backups
+
+        newest = backups.newest(self.sqlite_file) if self.sqlite_file is not None else None
+        if newest is None:
+            return "there is no backup of it: move it away to start with an empty one"
+        return f"to restore the newest backup, stop the dashboard and run: make restore FILE={shlex.quote(str(newest))}"
 
     def _migration_lock(self) -> AbstractContextManager[object]:
-        if self._sqlite_file is None:
+        if self.sqlite_file is None:
             return nullcontext()
-        lock_file = self._sqlite_file.with_name(self._sqlite_file.name + ".migrate.lock")
-        return FileLock(lock_file, timeout=MIGRATION_TIMEOUT_S)
+        return migration_lock(self.sqlite_file)
 
     def _is_current(self) -> bool:
         """Whether nothing is left to migrate. Refuses what must not be migrated, and changes nothing."""
@@ -153,19 +229,33 @@ class Database:
             if VERSION_TABLE not in tables:
                 if tables:
                     raise DatabaseError(
-                        f"{self._shown()}: holds the tables of another program; give PEFT Lab a database of its own"
+                        f"{self._shown()}: holds the tables of another program and was left as it is; set "
+                        f"PEFT_LAB_HOME to another folder, or {self._way_back()}"
                     )
                 return False
-            revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+            revision = _revision(connection)
             known = schema_revisions()
             if revision is not None and revision not in known:
                 raise DatabaseTooNew(
-                    f"{self._shown()}: was written by a newer PEFT Lab (schema {revision}, this one knows up to "
-                    f"{known[-1]}); update PEFT Lab or set PEFT_LAB_HOME to another folder"
+                    f"{self._shown()}: {newer_schema(revision)}; update PEFT Lab or set PEFT_LAB_HOME to another folder"
                 )
             if revision != known[-1]:
                 return False
-            return self._sqlite_file is None or connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+            return self.sqlite_file is None or connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+    def _back_up_first(self) -> None:
+        """Copy the file before its schema changes; nothing where it is new or lacks only its journal mode."""
+        # Needs this module; and a start seldom needs it.
+        from db import backups
+
+        if self.sqlite_file is None:
+            return
+        with self._engine.connect() as connection:
+            has_schema = VERSION_TABLE in inspect(connection).get_table_names()
+            revision = _revision(connection) if has_schema else None
+        head = schema_revisions()[-1]
+        if revision not in (None, head):
+            backups.back_up_before(self.sqlite_file, head)
 
     def _migrate(self) -> None:
         # Alembic takes 0.2 s to import, and a start seldom needs it.
@@ -179,18 +269,26 @@ class Database:
             with engine.execution_options(writing=True).begin() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-                if self._sqlite_file is not None and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                if self.sqlite_file is not None and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
                     raise DatabaseError(f"{self._shown()}: a migration would have left rows without their run")
         except SQLAlchemyError:
             # Without a file lock another process may have been first; then there is nothing left to do.
-            if self._sqlite_file is not None or not self._is_current():
+            if self.sqlite_file is not None or not self._is_current():
                 raise
         finally:
             engine.dispose()
 
 
-def _sqlite_file(url: URL) -> Path | None:
-    """The file of a SQLite address, None for other databases."""
+def _revision(connection: Connection) -> str | None:
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The file of a SQLite address, None for other databases.
+
+    Raises:
+        DatabaseError: when the address is SQLite's but names no file.
+    """
     if url.get_backend_name() != "sqlite":
         return None
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
@@ -208,16 +306,28 @@ def _create_engine(url: URL, *, migrating: bool = False) -> Engine:
         options["poolclass"] = NullPool
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True, **options)
+    path = Path(url.database or "").absolute()
+    opened: list[tuple[int, int] | None] = []
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **options)
 
     @event.listens_for(engine, "connect")
     def _prepare(dbapi_connection: Any, _record: Any) -> None:
+        if not opened:
+            opened.append(_identity(path))
         # The driver must not emit BEGIN by itself: it leaves it out before SELECT and DDL (SQLAlchemy's documented way
         # for Python 3.11; the driver's own autocommit attribute came with 3.12).
         dbapi_connection.isolation_level = None
         dbapi_connection.execute("PRAGMA synchronous=FULL")
         # A migration that rebuilds a table drops the old one, which would take the rows that refer to it along.
         dbapi_connection.execute(f"PRAGMA foreign_keys={'OFF' if migrating else 'ON'}")
+
+    @event.listens_for(engine, "checkout")
+    def _is_still_the_file(_dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
+        # What is written into a file that has lost its name is lost without an error, and one that has taken its name
+        # was never checked.
+        if [_identity(path)] != opened:
+            opened[:] = [None]  # for good: a later file may get the number of the first
+            raise DatabaseError(f"{path}: was moved away or replaced while it was open; nothing was written to either")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -232,16 +342,13 @@ def _create_engine(url: URL, *, migrating: bool = False) -> Engine:
     return engine
 
 
-def _reason(error: SQLAlchemyError) -> str:
-    """One clause that a person can act on, from the driver's own words."""
-    words = _first_line(getattr(error, "orig", None) or error)
-    known = {
-        "file is not a database": "is not a database; move it away or set PEFT_LAB_HOME to another folder",
-        "unable to open database file": "cannot be opened; check that it is a file you may read and write",
-        "attempt to write a readonly database": "cannot be written; check the permissions of the file and its folder",
-        "database disk image is malformed": "is damaged; move it away and restore a copy",
-    }
-    return known.get(words, f"cannot be opened: {words}")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that takes its name; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _first_line(error: BaseException) -> str:

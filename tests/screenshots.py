@@ -83,6 +83,7 @@ def addresses(rows: list[runs.RunRow]) -> dict[str, str]:
         "compare": compared(rows, "init"),
         "run": f"/run?id={shown}",
         "merge-files": "/merge_files",
+        "system": "/system",
         "predict": "/predict",
     }
 

@@ -153,6 +153,9 @@ class LocalExecutor:
     def submit(self, spec_document: Mapping[str, Any], folder: Path, lock: DeviceLock | None) -> LocalWorker:
         """Start a worker for one spec in ``folder``, which is made. The worker gets its own copy of ``lock``."""
         folder.mkdir(parents=True, exist_ok=True)
+        # A run that is queued in a restored database may have been measured before it was restored.
+        for left in (worker.RESULT_FILE, worker.WORKER_FILE):
+            (folder / left).unlink(missing_ok=True)
         (folder / "spec.json").write_text(json.dumps(spec_document, indent=2))
         # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
         (folder / worker.ENVIRONMENT_FILE).write_text(json.dumps(self._environment))

@@ -22,7 +22,7 @@ from app import server
 server.preload()
 before = set(sys.modules)
 app = AppTest.from_file("app/main.py", default_timeout=60).run()
-for page in ("launch", "queue", "runs", "run", "compare", "cases", "merge_files", "predict"):
+for page in ("launch", "queue", "runs", "run", "compare", "cases", "merge_files", "system", "predict"):
     app.query_params["ids"] = "1,2"
     app.query_params["id"] = "1"
     app.switch_page(f"views/{page}.py").run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from sqlalchemy import update
 from sqlalchemy.dialects import postgresql
@@ -218,3 +219,13 @@ def test_samples_are_thinned_when_they_are_stored(database: Database, finished) 
         own = [row for row in stored if row.category == category]
         assert 300 <= len(own) <= 600
         assert max(row.bytes for row in own) == 10_000
+
+
+def test_runs_are_counted_by_state(
+    database: Database, enqueue: Callable[..., list[int]], finished: Callable[..., int]
+) -> None:
+    finished()
+    finished({"state": "failed"})
+    enqueue(3)
+    with database.reading() as session:
+        assert queue.counts_by_state(session) == {"queued": 3, "succeeded": 1, "failed": 1}

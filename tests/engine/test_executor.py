@@ -64,6 +64,18 @@ def test_a_worker_leaves_a_whole_result_and_a_log(executor: LocalExecutor, tmp_p
     assert (tmp_path / "run" / worker_module.LOG_FILE).read_text()
 
 
+def test_a_result_from_before_a_restore_is_not_taken_for_that_of_a_worker_that_dies(
+    executor: LocalExecutor, tmp_path: Path, eventually: Wait
+) -> None:
+    folder = tmp_path / "run"
+    assert run_to_its_end(executor, QUICK, folder, eventually).collect() is not None
+    worker = executor.submit(LONG, folder, None)
+    os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: not worker.is_alive(), "the killed worker is gone")
+    assert worker.collect() is None
+    assert LocalExecutor.adopt(folder) is None
+
+
 def test_what_else_used_the_cpu_is_recorded_as_a_share(
     executor: LocalExecutor, tmp_path: Path, eventually: Wait
 ) -> None:

@@ -18,6 +18,7 @@ from db import predictions, queue, runs
 from db.session import Database, open_database
 from engine.executors.processes import is_same_process
 from engine.spec import parse_spec, prediction_key, spec_hash
+from engine.supervisor import LOCK_FILE
 
 Wait = Callable[..., None]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -245,6 +246,16 @@ def test_an_idle_supervisor_leaves_when_asked_to(home: Path, supervise: Start) -
     started_s = time.monotonic()
     assert supervise("--idle-exit", "0.5").wait(timeout=60) == 0
     assert time.monotonic() - started_s > 0.5
+
+
+def test_a_supervisor_gives_a_sign_also_when_it_has_nothing_to_do(
+    home: Path, supervise: Start, eventually: Wait
+) -> None:
+    supervise()
+    lock = home / LOCK_FILE
+    eventually(lambda: lock.exists() and lock.read_text(), "it holds the lock", 60)
+    os.utime(lock, (0, 0))
+    eventually(lambda: lock.stat().st_mtime > time.time() - 10, "it has given a sign", 30)
 
 
 def test_no_fork_server_is_left_when_the_supervisor_is_killed(
