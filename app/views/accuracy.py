@@ -162,7 +162,7 @@ def ids_text(ids: Collection[int]) -> str:
     return f":gray[{'Run' if len(ids) == 1 else 'Runs'} {names}]"
 
 
-st.title("How good predictions are", anchor=False)
+st.title("Accuracy", anchor=False)
 st.caption(
     "The predicted peak of memory against the measured one, for every stored run. "
     "Bytes on a CPU are counted exactly; a GPU's allocator is modelled."
