@@ -40,8 +40,8 @@ restore: $(ROOT)/.venv/installed ## put a backup in the database's place: make r
 
 test: lint chromium ## lint, then unit, db, engine, app and browser tests
 	@# A thread each: the two processes would wait for each other's. What measures sets its own.
-	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile --ignore tests/browser
-	@# One at a time: these are promised times.
+	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile tests/unit tests/db tests/engine tests/app
+	@# By themselves: some hold promised times.
 	@$(IN_ROOT) "$(BIN)/python" -m pytest tests/browser
 
 lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
