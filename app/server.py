@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
 
@@ -14,7 +15,6 @@ import pandas as pd
 import streamlit as st
 
 import app as pages
-from app import figures, state
 from db.session import DatabaseError
 
 # Scripts, which are run for each visit and would draw nothing here.
@@ -28,6 +28,9 @@ def preload() -> None:
     """
     for name in _modules():
         importlib.import_module(name)
+    # Not above: Streamlit's caches warn when they are made before the server.
+    from app import figures, state
+
     points = pd.DataFrame({"run_id": 1, "group": "a", "adapter": "", "x": [1, 2], "value": [1.0, 2.0]})
     figures.lines(points, {}, title="", unit="s", x_title="").to_json()
     # One that cannot be opened is the pages' to tell.
@@ -43,7 +46,12 @@ def _modules() -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def _ready(_server: st.App) -> AsyncIterator[None]:
-    preload()
+    # Streamlit warns that nobody visits, which is so.
+    logging.disable(logging.WARNING)
+    try:
+        preload()
+    finally:
+        logging.disable(logging.NOTSET)
     yield
 
 
