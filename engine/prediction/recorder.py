@@ -75,6 +75,10 @@ class Recorder(StepTracker):
         """The parameter's own name, or the module that runs when the storage is first seen; "" outside of all."""
         return self._owners.get(id(tensor)) or self._inside[-1]
 
+    def seen_in(self, tensor: Tensor) -> str:
+        """The origin under which a tensor's storage was first seen."""
+        return self._storages[tensor.untyped_storage()._cdata].origin
+
     def claim(self, model: nn.Module, category: str) -> None:
         """Say that what came into the model meanwhile is ``category``, or buffers, each under its own name."""
         origin_of = origins(model)

@@ -7,7 +7,7 @@ training is that of a later step. What the state takes is there from the beginni
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import _default_to_fused_or_foreach
 from transformers import PretrainedConfig
@@ -68,7 +68,7 @@ def _recorded(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool) -> Stream
                     del loss
                     recorder.backward_ended()
                 recorder.begin("first update")
-                update = _update(spec.train.optimizer, on_gpu, model)
+                update = _update(spec.train.optimizer, on_gpu, model, recorder)
                 if update in _SEEN:
                     *step, _ = recorder.parts()
                     return (*step, *_SEEN[update])
@@ -87,12 +87,13 @@ def _recorded(spec: TrainSpec, config: PretrainedConfig, on_gpu: bool) -> Stream
         return parts
 
 
-def _update(optimizer: str, on_gpu: bool, model: nn.Module) -> Update:
-    """What decides the update's history: the trained parameters and their gradients, not how these came about."""
+def _update(optimizer: str, on_gpu: bool, model: nn.Module, recorder: Recorder) -> Update:
+    """What decides the update's history: the trained parameters and their gradients, and where these were made."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    tensors = tuple(
-        (name, p.shape, p.stride(), p.dtype, p.grad if p.grad is None else (p.grad.stride(), p.grad.dtype))
-        for name, p in trained
-    )
+    tensors = tuple((name, p.shape, p.stride(), p.dtype, _gradient(p.grad, recorder)) for name, p in trained)
     _, all_at_once = _default_to_fused_or_foreach([p for _, p in trained], differentiable=False)
     return optimizer, on_gpu, all_at_once, tensors
+
+
+def _gradient(gradient: Tensor | None, recorder: Recorder) -> object:
+    return None if gradient is None else (gradient.stride(), gradient.dtype, recorder.seen_in(gradient))

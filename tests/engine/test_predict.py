@@ -69,6 +69,16 @@ def test_an_update_seen_at_another_context_length_is_the_one_that_runs(
     assert seen == train._SEEN
 
 
+def test_an_update_whose_gradients_were_made_elsewhere_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over slices of the logits the head's gradients are made in the forward pass."""
+    adapter = {"target_modules": ["lm_head", "q_proj"]}
+    monkeypatch.setattr(train, "_SEEN", {})
+    alone = history(spec_of(adapter=adapter, train={"loss_chunks": 3}))
+    monkeypatch.setattr(train, "_SEEN", {})
+    history(spec_of(adapter=adapter))
+    assert history(spec_of(adapter=adapter, train={"loss_chunks": 3})) == alone
+
+
 @pytest.mark.parametrize("kind", NOT_PREDICTED)
 def test_a_type_that_needs_values_is_refused_in_one_sentence_naming_the_operation(kind: str) -> None:
     with pytest.raises(
