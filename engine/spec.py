@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -319,11 +319,7 @@ class PredictSpec(Frozen):
     @field_validator("of", mode="before")
     @classmethod
     def _each_by_its_kind(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise SpecError("of", f"must be a list of specs, not {_name_of(value)}")
-        if not value:
-            raise SpecError("of", "must hold at least one spec")
-        return tuple(_measured(item, number) for number, item in enumerate(value))
+        return tuple(_measured(item, number) for number, item in enumerate(_listed(value)))
 
     @field_validator("card")
     @classmethod
@@ -357,13 +353,9 @@ class PlanSpec(Frozen):
     @field_validator("of", mode="before")
     @classmethod
     def _train_specs(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise SpecError("of", f"must be a list of specs, not {_name_of(value)}")
-        if not value:
-            raise SpecError("of", "must hold at least one spec")
         found = tuple(
             _measured({"kind": "train", **item} if isinstance(item, Mapping) else item, number)
-            for number, item in enumerate(value)
+            for number, item in enumerate(_listed(value))
         )
         for number, spec in enumerate(found):
             if not isinstance(spec, TrainSpec):
@@ -388,6 +380,15 @@ class PlanSpec(Frozen):
             except catalog.UnknownEntry as error:
                 raise SpecError(f"places.{number}", f"{error}, or {THIS_MACHINE}") from None
         return tuple(dict.fromkeys(value))
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """The specs of a request, at least one."""
+    if not isinstance(value, list | tuple):
+        raise SpecError("of", f"must be a list of specs, not {_name_of(value)}")
+    if not value:
+        raise SpecError("of", "must hold at least one spec")
+    return value
 
 
 def _measured(item: Any, number: int) -> Any:

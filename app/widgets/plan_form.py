@@ -14,13 +14,12 @@ from typing import Any
 import streamlit as st
 
 from app import formatting
-from app.widgets import adapter_picker, address, labels, predict_form, presenting, target_picker
+from app.widgets import adapter_picker, address, predict_form, presenting, target_picker
 from app.widgets.grid import AdapterPick
 from engine import catalog
 from engine.catalog.targets import PRESETS
 from engine.spec import THIS_MACHINE, PlanSpec, SpecError, parse_spec
 
-DEFAULT_MODEL = "tinyllama-1.1b"
 DEFAULT_METHODS = (adapter_picker.BARE, "lora", "dora")
 DEFAULT_PLACES = (THIS_MACHINE, "rtx-4090", "a100-80gb")
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -45,15 +44,7 @@ def draw() -> Form:
     """Draw the form and read it."""
     problems: list[str] = []
     with st.grid(4, min_column_width=210):
-        model = address.one_or_new(
-            "Model",
-            list(catalog.models()),
-            key="model",
-            default=DEFAULT_MODEL,
-            text=labels.model_label,
-            help="For a model of your own, type the path of its folder or its hub id and press Enter.",
-            placeholder="Choose, or type a folder or hub id",
-        )
+        model = predict_form.one_model()
         picks = predict_form.methods("train", DEFAULT_METHODS)
         places = address.several(
             "Where",

@@ -89,21 +89,26 @@ def _device(card: Card) -> Device:
     return Device("cuda:0" if kind == "cuda" else kind, kind, card.label, card.memory_bytes, card.dtypes)
 
 
+def one_model() -> str:
+    """A bundled model, or whatever folder or hub id is typed."""
+    return address.one_or_new(
+        "Model",
+        list(catalog.models()),
+        key="model",
+        default=DEFAULT_MODEL,
+        text=labels.model_label,
+        help="For a model of your own, type the path of its folder or its hub id and press Enter.",
+        placeholder="Choose, or type a folder or hub id",
+    )
+
+
 def draw() -> Form:
     """Draw the form and read it."""
     labelled = {labels.kind_label(kind): kind for kind in KINDS}
     kind = labelled[address.tab("What", list(labelled), key="kind")]
     problems: list[str] = []
     with st.grid(4, min_column_width=210):
-        model = address.one_or_new(
-            "Model",
-            list(catalog.models()),
-            key="model",
-            default=DEFAULT_MODEL,
-            text=labels.model_label,
-            help="For a model of your own, type the path of its folder or its hub id and press Enter.",
-            placeholder="Choose, or type a folder or hub id",
-        )
+        model = one_model()
         picks = methods(kind)
         known = places()
         place = address.one(
