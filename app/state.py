@@ -17,7 +17,8 @@ import psutil
 import streamlit as st
 
 from app.supervision import Supervision, SupervisorSigns, SupervisorState
-from db import runs
+from db import nodes as stored_nodes
+from db.nodes import NodeRow
 from db.session import Database, database_url, home, open_database
 from engine.result import Device
 
@@ -62,15 +63,27 @@ def supervisor_last_words() -> str:
 
 
 @st.cache_data(ttl=10, show_spinner=False, max_entries=8)
-def _devices(url: str) -> tuple[Device, ...]:
+def _nodes(url: str) -> tuple[NodeRow, ...]:
     with _open(url).reading() as session:
-        stored = tuple(Device(**row) for row in runs.devices(session))
-    return stored or (this_cpu(),)
+        return tuple(stored_nodes.nodes(session))
+
+
+def nodes() -> Sequence[NodeRow]:
+    """The machines that supervisors found, the head first; none until one has looked."""
+    return _nodes(database_url())
 
 
 def devices() -> Sequence[Device]:
-    """The devices that the supervisor found here; this machine's CPU until it has looked."""
-    return _devices(database_url())
+    """The devices to choose from, each id once: the head's own where it has it, else the first ready node's.
+
+    This machine's CPU until a supervisor has looked.
+    """
+    found: dict[str, Device] = {}
+    for node in nodes():
+        if node.state == "ready":
+            for device in node.devices:
+                found.setdefault(device["id"], Device(**{**device, "dtypes": tuple(device["dtypes"])}))
+    return tuple(found.values()) or (this_cpu(),)
 
 
 def this_cpu() -> Device:

@@ -35,6 +35,8 @@ class NewRun:
     adapter_type: str | None = None
     strategy: str | None = None
     dtype: str | None = None
+    node: str | None = None
+    device_type: str | None = None
     priority: int = 0
 
 
@@ -98,6 +100,8 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
                 "strategy": new.strategy,
                 "dtype": new.dtype,
                 "device": new.device,
+                "node": new.node,
+                "device_type": new.device_type,
                 "sweep_id": sweep_id,
                 "replica": replicas[new.spec_hash],
                 "created_at": now,
@@ -109,14 +113,35 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
 
 
 def claim(
-    session: Session, *, supervisor: str, devices: Collection[str], kinds: Collection[str] | None = None
+    session: Session,
+    *,
+    supervisor: str,
+    devices: Collection[str],
+    kinds: Collection[str] | None = None,
+    node: str | None = None,
+    device_type: str | None = None,
+    only_named: bool = False,
 ) -> ClaimedRun | None:
     """Take the next queued run of these devices (and kinds): highest priority first, then the oldest. None if none is.
 
     One statement, so that two supervisors can never take the same run.
+
+    Args:
+        session: inside a writing transaction.
+        supervisor: who takes it.
+        devices: ids of the devices that are free.
+        kinds: of runs; None for all.
+        node: where the devices are; a run that names another node is left.
+        device_type: the name of the device; a run that asks for another is left.
+        only_named: whether a run that names no node is left, too.
     """
+    names_node = Run.node == node
     candidates = select(Run.id).where(
-        Run.state == "queued", Run.cancel_requested.is_(False), Run.device.in_(sorted(devices))
+        Run.state == "queued",
+        Run.cancel_requested.is_(False),
+        Run.device.in_(sorted(devices)),
+        names_node if only_named else Run.node.is_(None) | names_node,
+        Run.device_type.is_(None) | (Run.device_type == device_type),
     )
     if kinds is not None:
         candidates = candidates.where(Run.kind.in_(sorted(kinds)))

@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from db import predictions, queue, runs, session
+from db import nodes, predictions, queue, runs, session
 from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
 from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
 from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
+from engine.measure.environment import node_name, versions
 from engine.measure.free_memory import reserve_bytes
 from engine.result import Device
 from engine.spec import MEASURED_KINDS, REQUEST_KINDS
@@ -97,7 +98,7 @@ class Supervisor:
         self._recover()
         self._devices = self._executor.start()
         with self._database.writing() as db:
-            runs.upsert_devices(db, [asdict(device) for device in self._devices])
+            nodes.store(db, [self._node()])
         _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
         next_heartbeat_s = next_control_s = next_recover_s = 0.0
         while not self._stopping:
@@ -123,6 +124,17 @@ class Supervisor:
                 _log.info("nothing to do for %.0f s", idle_exit_s)
                 return
             self._wait()
+
+    def _node(self) -> nodes.NodeRow:
+        """This machine, as pages show it."""
+        return nodes.NodeRow(
+            name=node_name(),
+            is_head=True,
+            state="ready",
+            versions=versions(),
+            seen_at=time.time(),
+            devices=tuple(asdict(device) for device in self._devices),
+        )
 
     def _beat(self) -> None:
         """Say that the loop goes round: in the lock file's time always, in the database while runs are watched."""
@@ -162,7 +174,14 @@ class Supervisor:
     def _start(self, lock: DeviceLock | None, kinds: Collection[str]) -> bool:
         devices = [lock.device] if lock else [device.id for device in self._devices]
         with self._database.writing() as db:
-            claimed = queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds)
+            claimed = queue.claim(
+                db,
+                supervisor=self._id,
+                devices=devices,
+                kinds=kinds,
+                node=node_name(),
+                device_type=next((device.name for device in self._devices if [device.id] == devices), None),
+            )
         if claimed is None:
             return False
         folder = run_folder(self._home, claimed.uid)

@@ -35,6 +35,8 @@ def new_run(spec: Spec) -> NewRun:
         strategy=spec.strategy,
         dtype=spec.dtype,
         device=spec.device,
+        node=spec.node,
+        device_type=spec.device_type,
     )
 
 
