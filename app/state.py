@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 import psutil
 import streamlit as st
 
+from app import places
 from app.supervision import Supervision, SupervisorSigns, SupervisorState
 from db import nodes as stored_nodes
 from db.nodes import NodeRow
@@ -74,16 +75,8 @@ def nodes() -> Sequence[NodeRow]:
 
 
 def devices() -> Sequence[Device]:
-    """The devices to choose from, each id once: the head's own where it has it, else the first ready node's.
-
-    This machine's CPU until a supervisor has looked.
-    """
-    found: dict[str, Device] = {}
-    for node in nodes():
-        if node.state == "ready":
-            for device in node.devices:
-                found.setdefault(device["id"], Device(**{**device, "dtypes": tuple(device["dtypes"])}))
-    return tuple(found.values()) or (this_cpu(),)
+    """The devices to choose from, each id once, the head's first; this machine's CPU until a supervisor has looked."""
+    return places.devices(nodes()) or (this_cpu(),)
 
 
 def this_cpu() -> Device:

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, places, state
 from app.kinds import KINDS
 from app.widgets import (
     adapter_form,
@@ -28,6 +28,7 @@ from app.widgets.estimates import ESTIMATE_NOTE, Estimator
 from db import runs
 from engine import catalog
 from engine.catalog import requirements
+from engine.result import Device
 from engine.spec import Measured, SpecError, canonical_json, parse_spec
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -48,20 +49,22 @@ SPEC_NUMBERS = {
 
 
 @st.cache_data(ttl=30, max_entries=2000, show_spinner=False)
-def problems(spec_json: str, device_ids: tuple[str, ...], groups_known: bool) -> list[tuple[str, str]]:
+def problems(spec_json: str, devices: tuple[Device, ...], groups_known: bool) -> list[tuple[str, str]]:
     """What keeps a spec from running here; kept for a while, as it looks at files and perhaps the network."""
     spec = parse_spec(spec_json)
     assert isinstance(spec, Measured)
-    devices = [device for device in state.devices() if device.id in device_ids]
     groups = own_models.facts(spec.model).groups if groups_known else None
     return [(error.field, error.sentence) for error in requirements.problems(spec, devices, groups)]
 
 
 def spec_problems(spec: Measured) -> list[SpecError]:
-    """What keeps a spec from running here."""
-    device_ids = tuple(device.id for device in state.devices())
+    """What keeps a spec from running here, or on the node that it names."""
+    nodes = state.nodes()
+    if misplaced := places.problem(spec, nodes):
+        return [misplaced]
+    devices = places.devices(places.nodes_for(spec, nodes)) or tuple(state.devices())
     groups_known = own_models.facts(spec.model).groups is not None
-    return [SpecError(field, sentence) for field, sentence in problems(canonical_json(spec), device_ids, groups_known)]
+    return [SpecError(field, sentence) for field, sentence in problems(canonical_json(spec), devices, groups_known)]
 
 
 def model_option(model: str) -> str:
@@ -159,6 +162,30 @@ def more_fields(
             except fields.FieldError as error:
                 errors.append(str(error))
     return spec_fields, adapter_fields, options, section
+
+
+def pick_places() -> list[places.Place]:
+    """The nodes to send runs to, where there are several."""
+    offered = places.choices(state.nodes())
+    if len(offered) == 1:
+        return offered
+    return fields.chips(
+        "Nodes",
+        offered,
+        offered[:1],
+        key="launch_places",
+        format_func=lambda place: formatting.plain_badge(places.label(place)),
+        help="Any node: whichever is free first and has the versions of the first node.",
+    )
+
+
+def is_mixing_allowed(specs: list[Measured]) -> bool:
+    """Whether the sweep may go to the nodes it names: one that would mix versions only when somebody says so."""
+    sentence = places.mixed(specs, state.nodes())
+    if sentence is None:
+        return True
+    st.warning(formatting.plain(sentence), icon=":material/difference:")
+    return st.checkbox("Mix these versions in one sweep", key="launch_mix", persist_state="session")
 
 
 def preview(found: list[grid.Candidate]) -> None:
@@ -272,6 +299,7 @@ with left.container():
             if device.id == name
         ),
     )
+    chosen_places = pick_places()
     dtypes = fields.chips("Model dtype", DTYPES, ["bfloat16"], key="launch_dtypes")
 with right.container():
     strategies = adapter_picker.pick_strategies(kind, picks, any(device.kind == "cuda" for device in devices))
@@ -310,6 +338,7 @@ missing = [
         ("a strategy", strategies),
         ("target modules", targets or all(pick.path or pick.is_bare for pick in picks)),
         ("a device", device_ids),
+        ("a node", chosen_places),
         ("a dtype", dtypes),
     )
     if not values
@@ -325,7 +354,18 @@ with state.database().reading() as session:
     estimator = Estimator(runs.durations(session))
 found = grid.candidates(
     grid.Choices(
-        kind, models, picks, strategies, targets, dtypes, device_ids, spec_fields, adapter_fields, options, section
+        kind,
+        models,
+        picks,
+        strategies,
+        targets,
+        dtypes,
+        device_ids,
+        spec_fields,
+        adapter_fields,
+        options,
+        section,
+        chosen_places,
     ),
     problems=spec_problems,
     measured=measured,
@@ -338,6 +378,7 @@ total_s, is_estimate = grid.expected_total_s(found)
 blocked = sum(candidate.problem is not None for candidate in found)
 again = sum(candidate.measured > 0 and candidate.problem is None for candidate in found)
 
+may_launch = is_mixing_allowed(specs)
 sweep_name = f"{labels.kind_label(kind)}: {formatting.listing(dict.fromkeys(pick.label for pick in picks))}"
 with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
     parts = [f"**{formatting.plural(len(specs), 'run')}**"]
@@ -358,7 +399,7 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", hor
         key="launch_button",
         type="primary",
         icon=":material/rocket_launch:",
-        disabled=not specs,
+        disabled=not (specs and may_launch),
         on_click=launch_all,
         args=(specs, sweep_name if len(specs) > 1 else None),
     )

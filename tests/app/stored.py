@@ -269,7 +269,7 @@ def store(
     with database.writing() as session:
         (run_id,) = queue.enqueue(session, [new_run(parse_spec(document))], sweep)
     with database.writing() as session:
-        claimed = queue.claim(session, supervisor="1@1", devices=["cpu"])
+        claimed = queue.claim(session, supervisor="1@1", devices=["cpu"], node=document.get("node"))
         assert claimed is not None
         assert claimed.id == run_id, "store runs before queueing others"
         queue.started(session, run_id, 1, 1.0, str(folder or "/nonexistent"))
