@@ -101,8 +101,12 @@ def _constant_facts() -> dict[str, Any]:
 
 def node_name() -> str:
     """What this machine is called: ``PEFT_LAB_NODE`` where somebody named it, its host name elsewhere."""
-    given = os.environ.get(NODE_VARIABLE) or platform.node() or "localhost"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", given)[:253].strip("-._") or "localhost"
+    return as_node_name(os.environ.get(NODE_VARIABLE) or platform.node())
+
+
+def as_node_name(text: str) -> str:
+    """``text`` with nothing in it that a node's name may not have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:253].strip("-._") or "localhost"
 
 
 def versions() -> dict[str, str]:
