@@ -34,12 +34,47 @@ def label(place: Place) -> str:
     return place.node or (f"any {place.device_type}" if place.device_type else "any node")
 
 
+def facts(place: Place, nodes: Sequence[NodeRow]) -> str:
+    """What a chosen node has: its GPUs, else its CPU, and which of its versions are not the head's."""
+    node = next((node for node in nodes if node.name == place.node), None)
+    if node is None:
+        return ""
+    gpus = [device for device in node.devices if device["kind"] != "cpu"]
+    texts = [
+        ", ".join([device["name"], formatting.size(device["memory_bytes"]), *_driver(device)])
+        for device in gpus or node.devices[:1]
+    ]
+    counted = [f"{texts.count(text)} x {text}" if texts.count(text) > 1 else text for text in dict.fromkeys(texts)]
+    head = next((other.versions for other in nodes if other.is_head), node.versions)
+    other = [
+        f"{name} {node.versions.get(name)}" for name in COMPARED_VERSIONS if node.versions.get(name) != head.get(name)
+    ]
+    return " · ".join([*counted, *other])
+
+
+def _driver(device: Mapping[str, Any]) -> list[str]:
+    return [f"driver {device['driver']}"] if device["driver"] else []
+
+
+def smallest(nodes: Iterable[NodeRow]) -> tuple[Device, ...]:
+    """Of each device id the one with the least memory on these nodes: a run that may go to any must fit there."""
+    found: dict[str, Device] = {}
+    for node in nodes:
+        for stored in node.devices:
+            device = device_of(stored)
+            if device.id not in found or device.memory_bytes < found[device.id].memory_bytes:
+                found[device.id] = device
+    return tuple(found.values())
+
+
 def choices(nodes: Sequence[NodeRow]) -> list[Place]:
     """Anywhere, then each node that takes runs, then each type of GPU; only anywhere where there is one node."""
     working = [node for node in nodes if node.state in ("ready", "differs")]
     if len(working) < 2:
         return [Place()]
-    gpus = {device["name"] for node in working for device in node.devices if device["kind"] != "cpu"}
+    # A type is looked for on nodes that take every run.
+    open_to_all = [device for node in working if node.state == "ready" for device in node.devices]
+    gpus = {device["name"] for device in open_to_all if device["kind"] != "cpu"}
     return [Place(), *(Place(node=node.name) for node in working), *(Place(device_type=name) for name in sorted(gpus))]
 
 

@@ -22,6 +22,7 @@ from db import nodes as stored_nodes
 from db.nodes import NodeRow
 from db.session import Database, database_url, home, open_database
 from engine.result import Device
+from engine.spec import Measured
 
 #: How often live parts look again. An open page must not disturb a measurement on the same machine by 3 % (at one
 #: second it did: make bench-dashboard).
@@ -93,6 +94,18 @@ def this_cpu() -> Device:
 def free_memory_bytes() -> int:
     """Memory that a new process could use now without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
+
+
+def room_for(spec: Measured) -> tuple[Sequence[Device], float]:
+    """The devices that a run may get, and the memory for its process in bytes.
+
+    That is what is free now where it can only run here, and all that the smallest node has where it may run elsewhere.
+    """
+    able = places.nodes_for(spec, nodes())
+    if all(node.is_head for node in able):
+        return devices(), free_memory_bytes()
+    found = places.smallest(able)
+    return found, min(device.memory_bytes for device in found if device.kind == "cpu")
 
 
 def cores() -> int:

@@ -164,6 +164,15 @@ def more_fields(
     return spec_fields, adapter_fields, options, section
 
 
+def device_text(device_id: str) -> str:
+    """What a device is; where several nodes have one of its id, on how many."""
+    owners = [node for node in state.nodes() if any(device["id"] == device_id for device in node.devices)]
+    if len(owners) > 1:
+        return f"on {len(owners)} nodes"
+    device = next(device for device in devices if device.id == device_id)
+    return f"{device.name}, {formatting.size(device.memory_bytes)}"
+
+
 def pick_places() -> list[places.Place]:
     """The nodes to send runs to, where there are several."""
     offered = places.choices(state.nodes())
@@ -174,7 +183,9 @@ def pick_places() -> list[places.Place]:
         offered,
         offered[:1],
         key="launch_places",
-        format_func=lambda place: formatting.plain_badge(places.label(place)),
+        format_func=lambda place: (
+            f"{formatting.plain(places.label(place))} :gray[{formatting.plain(places.facts(place, state.nodes()))}]"
+        ),
         help="Any node: whichever is free first and has the versions of the first node.",
     )
 
@@ -202,11 +213,10 @@ def preview_now(found: list[grid.Candidate], was_waiting: bool) -> None:
     known, waiting = predictions.known(wanted), predictions.waiting(wanted)
     if was_waiting and not waiting:
         st.rerun()
-    where = (state.devices(), state.free_memory_bytes())
-    warning, unknown = fits.sentences(wanted, known, *where)
+    warning, unknown = fits.sentences(wanted, known, state.room_for)
     if warning:
         st.warning(formatting.plain(warning), icon=":material/memory_alt:")
-    fitting = fits.columns([one.spec if one.problem is None else None for one in found], known, waiting, *where)
+    fitting = fits.columns([one.spec if one.problem is None else None for one in found], known, waiting, state.room_for)
     frame = grid.preview_frame(found)
     place = frame.columns.get_loc("Expected")
     assert isinstance(place, int)
@@ -293,11 +303,7 @@ with left.container():
         [device.id for device in devices],
         [devices[0].id],
         key="launch_devices",
-        format_func=lambda name: next(
-            f"{name} :gray[{formatting.plain(device.name)}, {formatting.size(device.memory_bytes)}]"
-            for device in devices
-            if device.id == name
-        ),
+        format_func=lambda name: f"{name} :gray[{formatting.plain(device_text(name))}]",
     )
     chosen_places = pick_places()
     dtypes = fields.chips("Model dtype", DTYPES, ["bfloat16"], key="launch_dtypes")

@@ -50,6 +50,22 @@ def test_several_nodes_offer_anywhere_each_that_takes_runs_and_each_type_of_gpu(
     ]
 
 
+def test_a_type_of_gpu_that_only_a_node_with_other_versions_has_is_not_offered_for_any_node() -> None:
+    assert Place(device_type="NVIDIA L40S") not in places.choices([BIG, OLD])
+
+
+def test_a_node_is_described_by_its_gpus_and_by_the_versions_that_are_not_the_heads() -> None:
+    head, two = node("head", is_head=True), node("two", H200, {**H200, "id": "cuda:1"})
+    assert places.facts(Place(node="head"), [head, two]) == "EPYC, 64.0 GiB"
+    assert places.facts(Place(node="two"), [head, two]) == "2 x NVIDIA H200, 64.0 GiB, driver 570"
+    assert places.facts(Place(node="old"), [head, OLD]) == "NVIDIA L40S, 64.0 GiB, driver 570 · torch 2.12.0"
+
+
+def test_a_run_for_any_node_must_fit_on_the_smallest() -> None:
+    larger = node("larger", {**H200, "memory_bytes": 2**37})
+    assert [device.memory_bytes for device in places.smallest([larger, BIG])] == [2**36, 2**36]
+
+
 def test_a_run_that_names_no_node_goes_to_ready_nodes_only() -> None:
     found = places.nodes_for(spec(device="cuda:0"), [BIG, OLD, LOST])
     assert [row.name for row in found] == ["big"]
