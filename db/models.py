@@ -71,6 +71,8 @@ class Run(Base):
     strategy: Mapped[str | None]
     dtype: Mapped[str | None]
     device: Mapped[str] = mapped_column(index=True)
+    node: Mapped[str | None]
+    device_type: Mapped[str | None]
     sweep_id: Mapped[int | None] = mapped_column(ForeignKey("sweeps.id", ondelete="SET NULL"), index=True)
     replica: Mapped[int] = mapped_column(default=0)
 
@@ -148,18 +150,31 @@ class Prediction(Base):
     created_at: Mapped[float]
 
 
+class Node(Base):
+    """A machine whose devices runs can be measured on, as the supervisor last saw it."""
+
+    __tablename__ = "nodes"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    is_head: Mapped[bool]
+    state: Mapped[str]
+    problem: Mapped[str | None] = mapped_column(Text)
+    versions: Mapped[Json]
+    seen_at: Mapped[float]
+
+
 class Device(Base):
-    """A device that runs can be measured on, as the supervisor's machine last reported it."""
+    """A device of a node."""
 
     __tablename__ = "devices"
 
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name", ondelete="CASCADE"), primary_key=True)
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     name: Mapped[str]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     dtypes: Mapped[list[str]] = mapped_column(JSON)
     driver: Mapped[str | None]
-    seen_at: Mapped[float]
 
 
 class Tag(Base):

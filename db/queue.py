@@ -35,6 +35,8 @@ class NewRun:
     adapter_type: str | None = None
     strategy: str | None = None
     dtype: str | None = None
+    node: str | None = None
+    device_type: str | None = None
     priority: int = 0
 
 
@@ -98,6 +100,8 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
                 "strategy": new.strategy,
                 "dtype": new.dtype,
                 "device": new.device,
+                "node": new.node,
+                "device_type": new.device_type,
                 "sweep_id": sweep_id,
                 "replica": replicas[new.spec_hash],
                 "created_at": now,
@@ -109,14 +113,35 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
 
 
 def claim(
-    session: Session, *, supervisor: str, devices: Collection[str], kinds: Collection[str] | None = None
+    session: Session,
+    *,
+    supervisor: str,
+    devices: Collection[str],
+    kinds: Collection[str] | None = None,
+    node: str | None = None,
+    device_type: str | None = None,
+    only_named: bool = False,
 ) -> ClaimedRun | None:
     """Take the next queued run of these devices (and kinds): highest priority first, then the oldest. None if none is.
 
     One statement, so that two supervisors can never take the same run.
+
+    Args:
+        session: inside a writing transaction.
+        supervisor: who takes it.
+        devices: ids of the devices that are free.
+        kinds: of runs; None for all.
+        node: where the devices are; a run that names another node is left.
+        device_type: the name of the device; a run that asks for another is left.
+        only_named: whether a run that names no node is left, too.
     """
+    names_node = Run.node == node
     candidates = select(Run.id).where(
-        Run.state == "queued", Run.cancel_requested.is_(False), Run.device.in_(sorted(devices))
+        Run.state == "queued",
+        Run.cancel_requested.is_(False),
+        Run.device.in_(sorted(devices)),
+        names_node if only_named else Run.node.is_(None) | names_node,
+        Run.device_type.is_(None) | (Run.device_type == device_type),
     )
     if kinds is not None:
         candidates = candidates.where(Run.kind.in_(sorted(kinds)))
@@ -152,6 +177,19 @@ def started(session: Session, run_id: int, worker_pid: int, worker_process_start
 def adopt(session: Session, run_id: int, supervisor: str) -> bool:
     """Make this supervisor the one that watches a running run. Returns False when the run is not running any more."""
     return _changed(session, _running(run_id).values(supervisor=supervisor, heartbeat_at=time.time())) == 1
+
+
+def put_back(session: Session, run_id: int) -> bool:
+    """Queue a claimed run again of which nothing was run, at the place that it had; one to be cancelled is cancelled.
+
+    Returns False, and changes nothing, when the run is not running or a worker was started for it: what was measured
+    once is not measured again by itself.
+    """
+    claimed = _running(run_id).where(Run.worker_pid.is_(None))
+    cancelled = claimed.where(Run.cancel_requested.is_(True))
+    if _changed(session, cancelled.values(state="cancelled", finished_at=time.time())) == 1:
+        return True
+    return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
 
 
 def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool:

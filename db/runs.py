@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from db.listing import (
     recent,
 )
 from db.medians import StoredMetric, medians, stored_metrics
-from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
+from db.models import MemorySample, Metric, Run, Sweep, Tag
 
 __all__ = [
     "Duration",
@@ -46,7 +46,6 @@ __all__ = [
     "archive",
     "checks",
     "delete",
-    "devices",
     "durations",
     "environment_paths",
     "environments",
@@ -67,7 +66,6 @@ __all__ = [
     "set_note",
     "set_tags",
     "stored_metrics",
-    "upsert_devices",
 ]
 
 
@@ -286,34 +284,6 @@ def delete(session: Session, run_ids: Collection[int]) -> list[str]:
         uids.extend(session.scalars(gone.execution_options(synchronize_session=False)))
     session.execute(sql_delete(Sweep).where(~select(Run.id).where(Run.sweep_id == Sweep.id).exists()))
     return uids
-
-
-def upsert_devices(session: Session, found: Sequence[Mapping[str, Any]]) -> None:
-    """Store the devices of this machine as they are now ({"id", "kind", "name", "memory_bytes", "dtypes", "driver"}).
-
-    Devices that are not among them are gone and are removed.
-    """
-    session.execute(sql_delete(Device).where(Device.id.not_in([device["id"] for device in found])))
-    for device in found:
-        session.merge(
-            Device(
-                id=device["id"],
-                kind=device["kind"],
-                name=device["name"],
-                memory_bytes=device["memory_bytes"],
-                dtypes=list(device["dtypes"]),
-                driver=device.get("driver"),
-                seen_at=time.time(),
-            )
-        )
-    session.flush()
-
-
-def devices(session: Session) -> list[dict[str, Any]]:
-    """The devices that the supervisor last saw, as it stored them: the CPU first, then by id."""
-    columns = (Device.id, Device.kind, Device.name, Device.memory_bytes, Device.dtypes, Device.driver)
-    rows = session.execute(select(*columns).order_by(Device.kind != "cpu", Device.id))
-    return [dict(row._mapping) for row in rows]
 
 
 def _paths(value: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from db import predictions, queue, runs, session
-from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
-from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
-from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
-from engine.measure.free_memory import reserve_bytes
+from db import nodes, predictions, queue, runs, session
+from engine.executors import Ending, Executor, Lock, Work, Worker
+from engine.executors.endings import document_without_result
+from engine.executors.processes import is_same_process, process_start_s, try_lock_file
+from engine.measure.environment import node_name, versions
 from engine.result import Device
 from engine.spec import MEASURED_KINDS, REQUEST_KINDS
 
@@ -45,9 +45,7 @@ class AlreadySupervised(RuntimeError):
 class _Active:
     run_id: int
     spec: Mapping[str, Any]
-    spec_hash: str
-    worker: LocalWorker
-    next_sample_s: float = 0.0
+    worker: Worker
     stored_progress: str = ""
 
     @property
@@ -75,7 +73,7 @@ def hold_lock(home: Path) -> int:
 class Supervisor:
     """The loop and what it holds. ``run`` returns when told to stop or, if asked, after a time without work."""
 
-    def __init__(self, database: session.Database, home: Path, executor: LocalExecutor) -> None:
+    def __init__(self, database: session.Database, home: Path, executor: Executor) -> None:
         self._database = database
         self._home = home
         self._executor = executor
@@ -92,17 +90,16 @@ class Supervisor:
 
     def run(self, idle_exit_s: float | None = None) -> None:
         """Serve the queue until stopped, or until nothing was queued or running for ``idle_exit_s`` seconds."""
-        reserve_bytes()  # a wrong setting ends the supervisor here, not in the middle of a run
         # Before the first claim: workers of a dead supervisor may still be using the devices.
         self._recover()
         self._devices = self._executor.start()
         with self._database.writing() as db:
-            runs.upsert_devices(db, [asdict(device) for device in self._devices])
+            nodes.store(db, [self._node()])
         _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
         next_heartbeat_s = next_control_s = next_recover_s = 0.0
         while not self._stopping:
             now_s = time.monotonic()
-            self._look_at_workers(now_s)
+            self._collect_ended()
             if now_s >= next_control_s:
                 next_control_s = now_s + _CONTROL_S
                 self._obey_cancels()
@@ -123,6 +120,17 @@ class Supervisor:
                 _log.info("nothing to do for %.0f s", idle_exit_s)
                 return
             self._wait()
+
+    def _node(self) -> nodes.NodeRow:
+        """This machine, as pages show it."""
+        return nodes.NodeRow(
+            name=node_name(),
+            is_head=True,
+            state="ready",
+            versions=versions(),
+            seen_at=time.time(),
+            devices=tuple(asdict(device) for device in self._devices),
+        )
 
     def _beat(self) -> None:
         """Say that the loop goes round: in the lock file's time always, in the database while runs are watched."""
@@ -148,7 +156,7 @@ class Supervisor:
         for device in self._devices:
             if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
                 continue
-            lock = DeviceLock.try_acquire(device.id)
+            lock = self._executor.lock(device.id)
             if lock is None:
                 continue
             try:
@@ -159,43 +167,43 @@ class Supervisor:
                 lock.close()
         return False
 
-    def _start(self, lock: DeviceLock | None, kinds: Collection[str]) -> bool:
+    def _start(self, lock: Lock | None, kinds: Collection[str]) -> bool:
         devices = [lock.device] if lock else [device.id for device in self._devices]
         with self._database.writing() as db:
-            claimed = queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds)
+            claimed = queue.claim(
+                db,
+                supervisor=self._id,
+                devices=devices,
+                kinds=kinds,
+                node=node_name(),
+                device_type=next((device.name for device in self._devices if [device.id] == devices), None),
+            )
         if claimed is None:
             return False
-        folder = run_folder(self._home, claimed.uid)
+        work = Work(claimed.spec, claimed.spec_hash, run_folder(self._home, claimed.uid))
         try:
-            worker = self._executor.submit(claimed.spec, folder, lock)
+            worker = self._executor.submit(work, lock)
         except OSError as error:
             ending: Ending = ("failed", f"The worker could not be started: {error}")
-            self._finish(claimed.id, document_without_result(claimed.spec, claimed.spec_hash, ending))
+            self._finish(claimed.id, document_without_result(work, ending))
             return True
-        self._active[claimed.id] = _Active(claimed.id, claimed.spec, claimed.spec_hash, worker)
+        self._active[claimed.id] = _Active(claimed.id, claimed.spec, worker)
         with self._database.writing() as db:
             queue.started(
                 db,
                 claimed.id,
                 worker_pid=worker.pid,
                 worker_process_started_at=worker.process_start_s,
-                run_folder=str(folder),
+                run_folder=str(work.folder),
             )
         return True
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
-    def _look_at_workers(self, now_s: float) -> None:
+    def _collect_ended(self) -> None:
         for active in list(self._active.values()):
             if not active.worker.is_alive():
                 self._collect(active)
-                continue
-            if now_s >= active.next_sample_s:
-                active.next_sample_s = now_s + SAMPLE_INTERVAL_S
-                active.worker.sample()
-                ending = limit_passed(active.spec, active.worker)
-                if ending is not None:
-                    self._end(active, ending)
 
     def _obey_cancels(self) -> None:
         if not self._active:
@@ -203,11 +211,9 @@ class Supervisor:
         with self._database.reading() as db:
             requested = queue.cancel_requests(db, list(self._active))
         for run_id in requested:
-            self._end(self._active[run_id], ("cancelled", "Cancelled while it was running"))
-
-    def _end(self, active: _Active, ending: Ending) -> None:
-        active.worker.cancel()
-        self._collect(active, ending)
+            active = self._active[run_id]
+            active.worker.cancel(("cancelled", "Cancelled while it was running"))
+            self._collect(active)
 
     def _store_progress(self) -> None:
         moved = []
@@ -226,21 +232,15 @@ class Supervisor:
     def _wait(self) -> None:
         """Sleep until a worker ends or it is time to look again; never spin beside a measurement."""
         sentinels = [a.worker.sentinel for a in self._active.values() if a.worker.sentinel is not None]
-        timeout_s = SAMPLE_INTERVAL_S if self._active else _POLL_S
         if sentinels:
-            connection.wait(sentinels, timeout=timeout_s)
+            connection.wait(sentinels, timeout=_POLL_S)
         else:
-            time.sleep(timeout_s)
+            time.sleep(_POLL_S)
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
-    def _collect(self, active: _Active, ending: Ending | None = None) -> None:
-        # A result that was whole before the worker was ended is kept: it was measured.
-        document = active.worker.collect()
-        if document is None:
-            ending = ending or ending_of(active.worker)
-            document = document_without_result(active.spec, active.spec_hash, ending, active.worker)
-        self._finish(active.run_id, document)
+    def _collect(self, active: _Active) -> None:
+        self._finish(active.run_id, active.worker.collect())
         del self._active[active.run_id]
         self._next_claim_s = 0.0  # a device is free: the next run need not wait for the next look at the queue
 
@@ -262,23 +262,20 @@ class Supervisor:
         for row in running:
             if row.id in self._active or _supervisor_lives(row.supervisor, self._id):
                 continue
-            folder = run_folder(self._home, row.uid)
-            worker = self._executor.adopt(folder)
-            if worker is not None:
+            work = Work(row.spec, row.spec_hash, run_folder(self._home, row.uid))
+            worker = self._executor.adopt(work)
+            if worker is None:
+                if time.time() - (row.claimed_at or 0.0) >= _START_GRACE_S:
+                    text = "The supervisor ended before the run's worker had begun"
+                    self._finish(row.id, document_without_result(work, ("lost", text)))
+            elif not worker.is_alive():
+                self._finish(row.id, worker.collect())
+            else:
                 _log.info("run %d: adopted its worker, process %d", row.id, worker.pid)
                 with self._database.writing() as db:
                     adopted = queue.adopt(db, row.id, self._id)
                 if adopted:
-                    self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
-                continue
-            gone = LocalWorker(0, 0.0, folder)
-            document = gone.collect()
-            if document is None:
-                if worker_identity(folder) is None and time.time() - (row.claimed_at or 0.0) < _START_GRACE_S:
-                    continue
-                text = "The supervisor and the worker both ended before there was a result"
-                document = document_without_result(row.spec, row.spec_hash, ("lost", text), gone)
-            self._finish(row.id, document)
+                    self._active[row.id] = _Active(row.id, row.spec, worker)
 
 
 def run_folder(home: Path, uid: str) -> Path:

@@ -7,6 +7,7 @@ is), ``log.txt`` and, once and whole, ``result.json``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -40,6 +41,7 @@ def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None)
     ``lock`` is this worker's copy of the device lock; it is held until the process ends and never used otherwise.
     """
     os.setsid()
+    _give_way()
     run_folder = Path(folder)
     _send_output_to(run_folder / LOG_FILE)
     identity = {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid())}
@@ -165,6 +167,12 @@ def _prepare_process(spec: Spec) -> None:
 
 def _usable_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _give_way() -> None:
+    """Let the kernel end this process before any other if the machine runs out of memory faster than it is watched."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _send_output_to(path: Path) -> None:
