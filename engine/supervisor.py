@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Any
 
 from db import nodes, predictions, queue, runs, session
-from engine.executors import Ending, Executor, Lock, Work, Worker
+from engine.executors import Ending, Executor, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result
 from engine.executors.processes import is_same_process, process_start_s, try_lock_file
-from engine.measure.environment import node_name, versions
+from engine.measure.environment import node_name
 from engine.result import Device
 from engine.spec import MEASURED_KINDS, REQUEST_KINDS
 
@@ -31,6 +31,9 @@ _POLL_S = 0.1
 _HEARTBEAT_S = 2.0
 _CONTROL_S = 0.25
 _RECOVER_S = 10.0
+_NODES_S = 60.0
+#: A node, or a supervisor of another machine, that gave no sign for so long is gone.
+_SILENT_S = 3 * _NODES_S
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
 
@@ -77,9 +80,10 @@ class Supervisor:
         self._database = database
         self._home = home
         self._executor = executor
-        self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}"
+        self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}@{node_name()}"
         self._active: dict[int, _Active] = {}
-        self._devices: list[Device] = []
+        self._nodes: list[Node] = []
+        self._nodes_stored_s = -_NODES_S
         self._stopping = False
         self._worked_s = time.monotonic()
         self._next_claim_s = 0.0
@@ -92,16 +96,15 @@ class Supervisor:
         """Serve the queue until stopped, or until nothing was queued or running for ``idle_exit_s`` seconds."""
         # Before the first claim: workers of a dead supervisor may still be using the devices.
         self._recover()
-        self._devices = self._executor.start()
-        with self._database.writing() as db:
-            nodes.store(db, [self._node()])
-        _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
+        devices = self._executor.start()
+        _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in devices) or "no device")
         next_heartbeat_s = next_control_s = next_recover_s = 0.0
         while not self._stopping:
             now_s = time.monotonic()
             self._collect_ended()
             if now_s >= next_control_s:
                 next_control_s = now_s + _CONTROL_S
+                self._see_nodes(now_s)
                 self._obey_cancels()
                 self._store_progress()
             if now_s >= next_heartbeat_s:
@@ -121,16 +124,37 @@ class Supervisor:
                 return
             self._wait()
 
-    def _node(self) -> nodes.NodeRow:
-        """This machine, as pages show it."""
+    def _see_nodes(self, now_s: float) -> None:
+        """Note which machines there are, for claims and for pages: when that changes, and every minute as a sign."""
+        found = self._executor.nodes()
+        if found == self._nodes and now_s < self._nodes_stored_s + _NODES_S:
+            return
+        before, self._nodes, self._nodes_stored_s = {node.name for node in self._nodes}, found, now_s
+        seen_at, names = time.time(), {node.name for node in found}
+        with self._database.writing() as db:
+            nodes.store(db, [self._row(node, seen_at) for node in found])
+            for row in nodes.nodes(db):
+                if row.name in names or row.state == "lost":
+                    continue
+                if row.name in before:
+                    nodes.mark_lost(db, row.name, "It left the cluster, or cannot be reached any more")
+                elif row.seen_at < seen_at - _SILENT_S:
+                    nodes.mark_lost(db, row.name, "No supervisor sees it any more")
+
+    def _row(self, node: Node, seen_at: float) -> nodes.NodeRow:
         return nodes.NodeRow(
-            name=node_name(),
-            is_head=True,
-            state="ready",
-            versions=versions(),
-            seen_at=time.time(),
-            devices=tuple(asdict(device) for device in self._devices),
+            name=node.name,
+            is_head=node.is_head,
+            state="broken" if node.problem else "differs" if self._differs(node) else "ready",
+            problem=node.problem,
+            versions=node.versions,
+            seen_at=seen_at,
+            devices=tuple(asdict(device) for device in node.devices),
         )
+
+    def _differs(self, node: Node) -> bool:
+        """Whether its numbers would not compare with the head's: other versions of what is measured."""
+        return any(head.is_head and head.versions != node.versions for head in self._nodes)
 
     def _beat(self) -> None:
         """Say that the loop goes round: in the lock file's time always, in the database while runs are watched."""
@@ -153,30 +177,32 @@ class Supervisor:
         at_work = {active.spec["kind"] for active in self._active.values()}
         if any(kind not in at_work and self._start(None, (kind,)) for kind in REQUEST_KINDS):
             return True
-        for device in self._devices:
-            if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
-                continue
-            lock = self._executor.lock(device.id)
-            if lock is None:
-                continue
-            try:
-                if self._start(lock, MEASURED_KINDS):
-                    return True
-            finally:
-                # The worker has its own copy by now.
-                lock.close()
-        return False
+        return any(self._start_on(node, device) for node in self._nodes for device in node.devices)
 
-    def _start(self, lock: Lock | None, kinds: Collection[str]) -> bool:
-        devices = [lock.device] if lock else [device.id for device in self._devices]
+    def _start_on(self, node: Node, device: Device) -> bool:
+        lock = self._executor.lock(device.id, node.name)
+        if lock is None:
+            return False
+        try:
+            return self._start(lock, MEASURED_KINDS, node, device)
+        finally:
+            # The worker has its own copy by now.
+            lock.close()
+
+    def _start(
+        self, lock: Lock | None, kinds: Collection[str], node: Node | None = None, device: Device | None = None
+    ) -> bool:
+        """Claim and start a run on a device that is kept for it; a request, which needs none, here."""
         with self._database.writing() as db:
             claimed = queue.claim(
                 db,
                 supervisor=self._id,
-                devices=devices,
+                devices=[device.id if device else "cpu"],
                 kinds=kinds,
-                node=node_name(),
-                device_type=next((device.name for device in self._devices if [device.id] == devices), None),
+                node=node.name if node else None,
+                device_type=device.name if device else None,
+                # A sweep must not mix versions because a node happened to be free.
+                only_named=node is not None and self._differs(node),
             )
         if claimed is None:
             return False
@@ -260,7 +286,7 @@ class Supervisor:
         with self._database.reading() as db:
             running = queue.running(db)
         for row in running:
-            if row.id in self._active or _supervisor_lives(row.supervisor, self._id):
+            if row.id in self._active or _supervisor_lives(row, self._id):
                 continue
             work = Work(row.spec, row.spec_hash, run_folder(self._home, row.uid))
             worker = self._executor.adopt(work)
@@ -299,9 +325,12 @@ def _without_predictions(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**document, "inspection": {"predictions": keys}}
 
 
-def _supervisor_lives(name: str | None, own: str) -> bool:
-    """Whether the supervisor that claimed a run still runs (on this host) and so still answers for it."""
-    if name == own:
+def _supervisor_lives(row: queue.RunningRun, own: str) -> bool:
+    """Whether the supervisor that claimed a run still answers for it; that of another machine while it gives signs."""
+    if row.supervisor == own:
         return True
-    pid, separator, started_s = (name or "").partition("@")
-    return bool(separator) and is_same_process(int(pid), float(started_s))
+    process, _, host = (row.supervisor or "").rpartition("@")
+    if host != own.rpartition("@")[2]:
+        return time.time() - (row.heartbeat_at or 0.0) < _SILENT_S
+    pid, _, started_s = process.partition("@")
+    return is_same_process(int(pid), float(started_s))

@@ -11,13 +11,14 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import engine
 from engine import worker
-from engine.executors import Ending, ExecutorError, Lock, Work
+from engine.executors import Ending, ExecutorError, Lock, Node, Work
 from engine.executors.endings import document_without_result, ended_by_itself
 from engine.executors.processes import (
     DeviceLock,
@@ -28,7 +29,8 @@ from engine.executors.processes import (
     signal_processes,
 )
 from engine.executors.watch import Watch
-from engine.measure.environment import WORKER_ENVIRONMENT
+from engine.leash import Leash
+from engine.measure.environment import WORKER_ENVIRONMENT, node_name, versions
 from engine.measure.process_memory import AnonymousMemory, read_process_memory
 from engine.result import Device, Progress, Sample
 
@@ -193,6 +195,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             self._context.set_forkserver_preload(["engine.preload"])
+        self._devices: list[Device] = []
         self._environment: dict[str, Any] = {}
         self._watch = Watch()
 
@@ -224,14 +227,26 @@ class LocalExecutor:
         if self.start_method == "forkserver" and not answer["preloaded"]:
             raise ExecutorError(f"the fork server could not import engine.preload: {answer['reason'] or 'unknown'}")
         self._environment = answer["environment"]
-        return [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        self._devices = [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        return self._devices
 
-    def lock(self, device: str) -> DeviceLock | None:
+    def nodes(self) -> list[Node]:
+        """This machine."""
+        return [Node(node_name(), tuple(self._devices), versions(), is_head=True)]
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """What workers run on, as the first one saw it; empty before ``start``."""
+        return self._environment
+
+    def lock(self, device: str, node: str | None = None) -> DeviceLock | None:
         """Take the host-wide lock of a device, or return None at once if it is held."""
         return DeviceLock.try_acquire(device)
 
-    def submit(self, work: Work, lock: Lock | None) -> LocalWorker:
+    def submit(self, work: Work, lock: Lock | None, leash: Leash | None = None) -> LocalWorker:
         """Start a worker in the folder of ``work``, which is made, and watch it. It gets its own copy of ``lock``.
+
+        With a ``leash`` it ends with whoever holds the other end; without one it outlives this process.
 
         Raises:
             OSError: if the folder cannot be written or the process not be started.
@@ -244,7 +259,7 @@ class LocalExecutor:
         (folder / "spec.json").write_text(json.dumps(document, indent=2))
         # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
         (folder / worker.ENVIRONMENT_FILE).write_text(json.dumps(self._environment))
-        process = self._context.Process(target=worker.main, args=(document, str(folder), lock))
+        process = self._context.Process(target=worker.main, args=(document, str(folder), lock, leash))
         process.start()
         assert process.pid is not None, "a started process has a pid"
         started = LocalWorker(work, process.pid, process_start_s(process.pid) or 0.0, process)
