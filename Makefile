@@ -81,6 +81,10 @@ bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per t
 bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, with their verdicts (under 20 minutes)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cases
 
+.PHONY: bench-cluster
+bench-cluster: $(ROOT)/.venv/installed-tests ## what a cluster costs a run, and 1,000 runs over four nodes of which one is killed twice
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cluster
+
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
