@@ -142,6 +142,7 @@ class Supervisor:
         self._devices = self._executor.start()
         devices = [asdict(device) for device in self._devices]
         self._owed.append(lambda db: runs.upsert_devices(db, devices))
+        self._worked_s = time.monotonic()
         _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
         while not self._stopping:
             now_s = time.monotonic()
@@ -223,6 +224,8 @@ class Supervisor:
                 continue
             lock = self._executor.lock(device.id)
             if lock is None:
+                # Somebody else measures there; what waits for it is work.
+                self._worked_s = time.monotonic()
                 continue
             try:
                 if self._start(lock, MEASURED_KINDS):
