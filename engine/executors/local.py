@@ -68,19 +68,20 @@ class LocalWorker:
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        alive = is_same_process(self.pid, self.process_start_s)
-        self._seen_alive |= alive
         if self._process is None:
+            alive = is_same_process(self.pid, self.process_start_s)
+            self._seen_alive |= alive
             return alive
         # The fork server tells how its child ended, a moment after it did; an adopted worker has nobody to tell.
         self._process.join(timeout=0)
         self._exit_code = self._process.exitcode
         if self._exit_code is None:
             return True
-        if alive:
-            # It is the fork server that ended. What it does not tell any more is told by the system.
+        if is_same_process(self.pid, self.process_start_s):
+            # It is the fork server that ended, and what it does not tell any more is seen from outside.
             self._process = self.sentinel = self._exit_code = None
-        return alive
+            return True
+        return False
 
     def progress(self) -> Progress | None:
         """Where the job says it is; None before it said anything."""
