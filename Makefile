@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots
+.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots faults
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,9 @@ adapter-table: $(ROOT)/.venv/installed ## measure every adapter type and write d
 
 screenshots: $(ROOT)/.venv/installed-tests chromium ## take the pictures of every page that the README shows (docs/screenshots)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.screenshots
+
+faults: $(ROOT)/.venv/installed-tests ## kill its processes 300 times and print what was lost (15 minutes)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.faults
 
 bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init

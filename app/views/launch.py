@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -27,7 +26,7 @@ from app.widgets import (
 from app.widgets.estimates import ESTIMATE_NOTE, Estimator
 from db import runs
 from engine import catalog
-from engine.catalog import requirements
+from engine.catalog import folders, requirements
 from engine.result import Device
 from engine.spec import Measured, SpecError, canonical_json, parse_spec
 
@@ -97,7 +96,7 @@ def pick_models(kind: str) -> list[str]:
         placeholder="Choose, or type a folder or hub id",
         help="To measure a model of your own, type the path of its folder or its hub id and press Enter.",
     )
-    return [str(Path(model).expanduser()) if model.startswith("~") else model.strip() for model in chosen]
+    return [folders.expanded(model.strip()) for model in chosen]
 
 
 def numbers(target: dict[str, list[Any]], wanted: dict[str, tuple[str, str, bool, str]], errors: list[str]) -> None:

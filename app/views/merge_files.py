@@ -10,7 +10,7 @@ from app import formatting, state
 from app.widgets import frames, launching, progress
 from db import runs
 from db.runs import RunRow
-from engine.catalog import requirements
+from engine.catalog import folders, requirements
 from engine.spec import MergeFilesSpec, SpecError, canonical_json, parse_spec
 
 RECENT = 5
@@ -39,7 +39,7 @@ def wanted() -> tuple[MergeFilesSpec | None, str | None]:
     if not all(values.values()):
         return None, None
     for field, value in values.items():
-        if not Path(value).expanduser().is_absolute():
+        if not Path(folders.expanded(value)).is_absolute():
             return None, f"{field}: give the whole path, from the root or from ~, not {value[:80]}"
     try:
         spec = parse_spec({"kind": "merge_files", **values})
