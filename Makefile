@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots
+.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots faults
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,9 @@ adapter-table: $(ROOT)/.venv/installed ## measure every adapter type and write d
 screenshots: $(ROOT)/.venv/installed-tests chromium ## take the pictures of every page that the README shows (docs/screenshots)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.screenshots
 
+faults: $(ROOT)/.venv/installed-tests ## kill its processes 300 times and print what was lost (15 minutes)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.faults
+
 bench-init: $(ROOT)/.venv/installed ## the figures of adapter init; prints tables
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_init
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dispatch
@@ -80,6 +83,10 @@ bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per t
 
 bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, with their verdicts (under 20 minutes)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cases
+
+.PHONY: bench-cluster
+bench-cluster: $(ROOT)/.venv/installed-tests ## what a cluster costs a run, and 1,000 runs over four nodes of which one is killed twice
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cluster
 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard

@@ -158,8 +158,12 @@ def claim(
     return None if row is None else ClaimedRun(*row)
 
 
-def started(session: Session, run_id: int, worker_pid: int, worker_process_started_at: float, run_folder: str) -> bool:
+def started(
+    session: Session, run_id: int, worker_pid: int | None, worker_process_started_at: float | None, run_folder: str
+) -> bool:
     """Record the worker of a claimed run: its pid, and the start time that tells it from a later owner of that pid.
+
+    Both are None where it is on another machine.
 
     Returns False when the run is not running any more.
     """

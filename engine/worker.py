@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
+from engine.leash import Leash
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
 from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, parse_spec, spec_hash
 
@@ -32,23 +33,26 @@ RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
 
 _PROGRESS_INTERVAL_S = 0.1
+_WRITE_AGAIN_S = 1.0
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None) -> None:
+def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None, leash: Leash | None = None) -> None:
     """Run one spec and leave its result in ``folder``. The entry point of every worker process.
 
     ``lock`` is this worker's copy of the device lock; it is held until the process ends and never used otherwise.
     """
     os.setsid()
+    if leash is not None:
+        leash.put_on()
     _give_way()
     run_folder = Path(folder)
     _send_output_to(run_folder / LOG_FILE)
     identity = {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid())}
-    write_atomically(run_folder / WORKER_FILE, identity)
+    _insist_on_writing(run_folder / WORKER_FILE, identity)
     spec = parse_spec(spec_document)
     result = _run(spec, run_folder)
-    write_atomically(run_folder / RESULT_FILE, result.to_document())
+    _insist_on_writing(run_folder / RESULT_FILE, result.to_document())
 
 
 def probe(connection: Any) -> None:
@@ -80,6 +84,31 @@ def write_atomically(path: Path, document: Any) -> None:
     temporary.replace(path)
 
 
+def _insist_on_writing(path: Path, document: Any) -> None:
+    """Write JSON however long it takes: a full disk gets room again, and a folder that somebody deleted is made again.
+
+    What was measured is worth the wait; the run's own time limit ends it.
+    """
+    is_told = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, document)
+        except OSError as error:
+            if not is_told:
+                _tell(f"{path.name} cannot be written ({error.strerror}); trying again until it can")
+                is_told = True
+            time.sleep(_WRITE_AGAIN_S)
+        else:
+            return
+
+
+def _tell(text: str) -> None:
+    # Where a result cannot be written, a log may not be either.
+    with contextlib.suppress(OSError):
+        logging.getLogger("engine").warning("%s", text)
+
+
 class _ProgressFile:
     """Keeps ``progress.json`` current, at most ten times a second, so that reporting costs the job nothing."""
 
@@ -101,8 +130,10 @@ class _ProgressFile:
             logging.getLogger("engine").info("%s", progress.phase)
         self._phase, self._written_s = progress.phase, now_s
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(progress)))
-        temporary.replace(self._path)
+        # Where it cannot be shown, the job goes on all the same.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(asdict(progress)))
+            temporary.replace(self._path)
 
 
 def _run(spec: Spec, folder: Path) -> Result:
@@ -120,7 +151,8 @@ def _run(spec: Spec, folder: Path) -> Result:
     try:
         _prepare_process(spec)
         # A worker that is ended leaves no result to hold it; until here there is what the executor wrote.
-        write_atomically(folder / ENVIRONMENT_FILE, environment())
+        with contextlib.suppress(OSError):
+            write_atomically(folder / ENVIRONMENT_FILE, environment())
         from engine.jobs import JOBS, run_job
 
         importlib.import_module(JOBS[spec.kind])
@@ -132,7 +164,8 @@ def _run(spec: Spec, folder: Path) -> Result:
         if background.share is not None and spec.kind in MEASURED_KINDS:
             metrics += (Metric("background_cpu_share", "share", background.share),)
     except BaseException as problem:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         state = "out_of_memory" if _is_out_of_memory(problem) else "failed"
         text = _first_sentence(problem)
         if state == "out_of_memory":

@@ -11,16 +11,19 @@ import json
 import multiprocessing
 import os
 import signal
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import engine
 from engine import worker
-from engine.executors import Ending, ExecutorError, Lock, Work
+from engine.executors import Ending, ExecutorError, Lock, Node, Work
 from engine.executors.endings import document_without_result, ended_by_itself
 from engine.executors.processes import (
     DeviceLock,
+    asleep_s,
     end_processes,
     is_same_process,
     process_age_s,
@@ -28,12 +31,15 @@ from engine.executors.processes import (
     signal_processes,
 )
 from engine.executors.watch import Watch
-from engine.measure.environment import WORKER_ENVIRONMENT
+from engine.leash import Leash
+from engine.measure.environment import WORKER_ENVIRONMENT, node_name, versions
 from engine.measure.process_memory import AnonymousMemory, read_process_memory
 from engine.result import Device, Progress, Sample
 
 StartMethod = Literal["forkserver", "spawn"]
 _PROBE_TIMEOUT_S = 120.0
+#: A forked worker says who it is within milliseconds, on a machine at its limit within a second or two.
+_ORPHAN_WAIT_S = 2.0
 
 
 class LocalWorker:
@@ -50,6 +56,7 @@ class LocalWorker:
         self.rss_anon_bytes = self.peak_rss_anon_bytes = 0
         self._process = process
         self._seen_alive = process is not None
+        self._asleep_s_at_start = asleep_s()
         self._exit_code: int | None = None
         self._memory_kills_at_start = _memory_kills()
         self._progress: Progress | None = None
@@ -58,19 +65,25 @@ class LocalWorker:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the worker process started, also if another supervisor started it."""
-        return process_age_s(self.process_start_s)
+        """Seconds since the worker process started, less those in which the machine slept while this one knew it."""
+        return process_age_s(self.process_start_s) - (asleep_s() - self._asleep_s_at_start)
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        if self._process is not None:
-            # The fork server tells how its child ended, a moment after it did; an adopted worker has nobody to tell.
-            self._process.join(timeout=0)
-            self._exit_code = self._process.exitcode
-            return self._exit_code is None
-        alive = is_same_process(self.pid, self.process_start_s)
-        self._seen_alive |= alive
-        return alive
+        if self._process is None:
+            alive = is_same_process(self.pid, self.process_start_s)
+            self._seen_alive |= alive
+            return alive
+        # The fork server tells how its child ended, a moment after it did; an adopted worker has nobody to tell.
+        self._process.join(timeout=0)
+        self._exit_code = self._process.exitcode
+        if self._exit_code is None:
+            return True
+        if is_same_process(self.pid, self.process_start_s):
+            # It is the fork server that ended, and what it does not tell any more is seen from outside.
+            self._process = self.sentinel = self._exit_code = None
+            return True
+        return False
 
     def progress(self) -> Progress | None:
         """Where the job says it is; None before it said anything."""
@@ -193,6 +206,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             self._context.set_forkserver_preload(["engine.preload"])
+        self._devices: list[Device] = []
         self._environment: dict[str, Any] = {}
         self._watch = Watch()
 
@@ -208,30 +222,50 @@ class LocalExecutor:
         paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         if root not in paths:
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=worker.probe, args=(sender,), daemon=True)
-        process.start()
-        sender.close()
-        try:
-            if not receiver.poll(_PROBE_TIMEOUT_S):
-                raise ExecutorError(f"no worker answered within {_PROBE_TIMEOUT_S:.0f} s")
-            answer = receiver.recv()
-        except EOFError:
-            raise ExecutorError("the first worker ended before it answered; run `python -m engine.preload`") from None
-        finally:
-            receiver.close()
-            process.join(timeout=5)
+        answer = self._probe() or self._probe()
+        if answer is None:
+            raise ExecutorError("the first worker ended before it answered; run `python -m engine.preload`")
         if self.start_method == "forkserver" and not answer["preloaded"]:
             raise ExecutorError(f"the fork server could not import engine.preload: {answer['reason'] or 'unknown'}")
         self._environment = answer["environment"]
-        return [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        self._devices = [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        return self._devices
 
-    def lock(self, device: str) -> DeviceLock | None:
+    def _probe(self) -> dict[str, Any] | None:
+        """What the first worker says of the preload and of this machine; None if it ended before it said so."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=worker.probe, args=(sender,), daemon=True)
+        try:
+            process.start()
+            sender.close()
+            if not receiver.poll(_PROBE_TIMEOUT_S):
+                raise ExecutorError(f"no worker answered within {_PROBE_TIMEOUT_S:.0f} s")
+            answer: dict[str, Any] = receiver.recv()
+            process.join(timeout=5)
+        except (EOFError, ConnectionError):
+            return None
+        finally:
+            sender.close()
+            receiver.close()
+        return answer
+
+    def nodes(self) -> list[Node]:
+        """This machine."""
+        return [Node(node_name(), tuple(self._devices), versions(), is_head=True)]
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """What workers run on, as the first one saw it; empty before ``start``."""
+        return self._environment
+
+    def lock(self, device: str, node: str | None = None) -> DeviceLock | None:
         """Take the host-wide lock of a device, or return None at once if it is held."""
         return DeviceLock.try_acquire(device)
 
-    def submit(self, work: Work, lock: Lock | None) -> LocalWorker:
+    def submit(self, work: Work, lock: Lock | None, leash: Leash | None = None) -> LocalWorker:
         """Start a worker in the folder of ``work``, which is made, and watch it. It gets its own copy of ``lock``.
+
+        With a ``leash`` it ends with whoever holds the other end; without one it outlives this process.
 
         Raises:
             OSError: if the folder cannot be written or the process not be started.
@@ -244,12 +278,27 @@ class LocalExecutor:
         (folder / "spec.json").write_text(json.dumps(document, indent=2))
         # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
         (folder / worker.ENVIRONMENT_FILE).write_text(json.dumps(self._environment))
-        process = self._context.Process(target=worker.main, args=(document, str(folder), lock))
-        process.start()
-        assert process.pid is not None, "a started process has a pid"
-        started = LocalWorker(work, process.pid, process_start_s(process.pid) or 0.0, process)
+        started = self._fork(work, lock, leash)
         self._watch.add(started)
         return started
+
+    def _fork(self, work: Work, lock: Lock | None, leash: Leash | None) -> LocalWorker:
+        arguments = (dict(work.spec), str(work.folder), lock, leash)
+        for is_second in (False, True):
+            process = self._context.Process(target=worker.main, args=arguments)
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:
+                # The fork server was killed. The worker may be there nevertheless; if not, another server forks it.
+                found = _wait_for_identity(work.folder)
+                if found is not None:
+                    return LocalWorker(work, *found)
+                if is_second:
+                    raise OSError(f"the fork server ended twice before the worker began: {error!r}") from None
+                continue
+            assert process.pid is not None, "a started process has a pid"
+            return LocalWorker(work, process.pid, process_start_s(process.pid) or 0.0, process)
+        raise AssertionError("one of two attempts returns or raises")
 
     def adopt(self, work: Work) -> LocalWorker | None:
         """Take over a worker that outlived its supervisor, by pid and start time, or what it left; None if none was."""
@@ -262,6 +311,16 @@ class LocalExecutor:
         else:
             adopted.ending = "lost", "The supervisor and the worker both ended before there was a result"
         return adopted
+
+
+def _wait_for_identity(folder: Path) -> tuple[int, float] | None:
+    deadline_s = time.monotonic() + _ORPHAN_WAIT_S
+    while time.monotonic() < deadline_s:
+        found = _worker_identity(folder)
+        if found is not None:
+            return found
+        time.sleep(0.05)
+    return None
 
 
 def _memory_kills() -> int:

@@ -48,6 +48,13 @@ def process_age_s(start_s: float) -> float:
     return max(now_s - start_s, 0.0)
 
 
+def asleep_s() -> float:
+    """For how many seconds this machine has slept since it was booted; 0 where the system does not tell."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def is_same_process(pid: int, started_s: float) -> bool:
     """Whether the process that had this pid and start time is still alive."""
     now = process_start_s(pid)
