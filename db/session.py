@@ -27,11 +27,27 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 VERSION_TABLE = "peft_lab_schema"
 BUSY_TIMEOUT_S = 30.0
+#: SQLite's errors that say nothing of the data and may pass.
+_PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+)
 MIGRATION_TIMEOUT_S = 120.0
 
 
 class DatabaseError(Exception):
     """The database cannot be used. The text is one sentence that says why and what would be right."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used at the moment: locked, on a full disk, read-only, or its server does not answer.
+
+    Nothing was changed; the same may be tried again.
+    """
 
 
 class DatabaseTooNew(DatabaseError):
@@ -124,9 +140,10 @@ class Database:
         """A session that sees one consistent state and waits for no writer. Nothing can be written through it.
 
         Raises:
+            DatabaseUnavailable: when it cannot be used at the moment.
             DatabaseError: when the file turns out to be damaged, or is another one than was opened.
         """
-        with self._damage_told(), self._readers() as session:
+        with self._trouble_told(), self._readers() as session:
             yield session
 
     @contextmanager
@@ -138,7 +155,7 @@ class Database:
         Raises:
             DatabaseError: as ``reading``.
         """
-        with self._damage_told(), self._writers.begin() as session:
+        with self._trouble_told(), self._writers.begin() as session:
             yield session
 
     def upgrade(self) -> None:
@@ -187,14 +204,17 @@ class Database:
         return str(self.sqlite_file or self.url.render_as_string(hide_password=True))
 
     @contextmanager
-    def _damage_told(self) -> Iterator[None]:
-        """Turn SQLite's errors about a damaged file into a sentence that says how to go on."""
+    def _trouble_told(self) -> Iterator[None]:
+        """Turn the driver's errors about the database as a whole into a sentence that says how to go on."""
         try:
             yield
         except DBAPIError as error:
-            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise
-            raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from error
+            code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from error
+            if code in _PASSING or error.connection_invalidated:
+                raise DatabaseUnavailable(f"{self._shown()}: {self._reason(error)}") from error
+            raise
 
     def _reason(self, error: SQLAlchemyError) -> str:
         """One clause that a person can act on, from the driver's own words."""
@@ -205,6 +225,9 @@ class Database:
         known = {
             "unable to open database file": "cannot be opened; check that it is a file you may read and write",
             "attempt to write a readonly database": "cannot be written; check what you may do with it and its folder",
+            "database is locked": f"another process has kept it locked for {BUSY_TIMEOUT_S:.0f} s; try again",
+            "database or disk is full": "cannot be written, because the disk is full; make room there and try again",
+            "disk I/O error": "cannot be read or written, because the disk refuses; see what the system says of it",
         }
         return known.get(words, f"cannot be opened: {words}")
 

@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from app.supervision import is_locked
-from engine.executors.processes import end_process_group, is_same_process
+from engine.executors.processes import end_processes
 from tests.chromium import FLAGS, chromium_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,5 +133,4 @@ def _end_supervisor(home: Path) -> None:
             time.sleep(0.1)
     for path in home.glob("runs/*/worker.json"):
         worker = json.loads(path.read_text())
-        if is_same_process(worker["pid"], worker["process_start_s"]):
-            end_process_group(worker["pid"])
+        end_processes(worker["pid"], worker["process_start_s"])
