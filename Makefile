@@ -96,6 +96,7 @@ bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_visits
 
 bench-load: $(ROOT)/.venv/installed-tests chromium ## ten people browse while runs are measured: page times, and runs disturbed
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_load
