@@ -112,7 +112,7 @@ bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measu
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict_gpu
 
 .PHONY: audit licences
-audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning (asks pypi.org)
+audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning
 	@$(IN_ROOT) timeout 60 "$(BIN)/python" -m pip_audit --progress-spinner off --timeout 5 || \
 	  echo "warning: pip-audit found weaknesses, or could not ask; see above" >&2
 
