@@ -106,3 +106,11 @@ bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_un
 bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measured ones, and what a prediction costs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict_gpu
+
+.PHONY: audit licences
+audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning (asks pypi.org)
+	@$(IN_ROOT) timeout 60 "$(BIN)/python" -m pip_audit --progress-spinner off --timeout 5 || \
+	  echo "warning: pip-audit found weaknesses, or could not ask; see above" >&2
+
+licences: $(ROOT)/.venv/installed-tests ## list the licences of what is installed along (docs/licences.md)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.licences

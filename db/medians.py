@@ -6,6 +6,7 @@ them quick to derive.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -34,16 +35,38 @@ def medians(
     found: dict[tuple[int, MetricField], float] = {}
     ordered = sorted(set(fields), key=lambda field: field.variant or "")
     for variant, group in groupby(ordered, key=lambda field: field.variant):
-        names = [field.name for field in group]
+        names = sorted(field.name for field in group)
         for chunk in chunks(run_ids):
-            rows = session.execute(select(_medians(names, variant, chunk)))
-            found.update({(run_id, MetricField(name, variant)): value for run_id, name, value in rows})
+            # A look-up per variant: the index finds a variant that is a value, not one that is a run's column.
+            for own, ids in _by_main_variant(session, chunk) if variant is None else [(variant, chunk)]:
+                values = _values(names).where(Metric.variant == own, Metric.run_id.in_(ids))
+                rows = session.execute(_halved(values))
+                found.update({(run_id, MetricField(name, variant)): value for run_id, name, value in rows})
     return found
+
+
+def _by_main_variant(session: Session, run_ids: Collection[int]) -> list[tuple[str | None, Collection[int]]]:
+    """Of all runs the values taken on no variant, then, as these come before them, those of their main variants."""
+    of: dict[str, list[int]] = defaultdict(list)
+    variant = main_variant()
+    for run_id, name in session.execute(select(Run.id, variant).where(Run.id.in_(run_ids), variant.is_not(None))):
+        of[name].append(run_id)
+    return [(None, run_ids), *of.items()]
 
 
 def median_of(field: MetricField) -> Subquery:
     """One metric's median of every run that has it, as columns ``run_id`` and ``value``."""
-    return _medians([field.name], field.variant)
+    values = _values([field.name])
+    if field.variant is not None:
+        return _halved(values.where(Metric.variant == field.variant)).subquery()
+    # Two plain look-ups: one with OR in it would not be answered by the index.
+    of_the_main = _halved(values.join(Run, Run.id == Metric.run_id).where(Metric.variant == main_variant()))
+    of_the_whole = _halved(values.where(Metric.variant.is_(None))).subquery()
+    has_main = exists().where(
+        Metric.name == of_the_whole.c.name, Metric.run_id == of_the_whole.c.run_id, Metric.variant == main_variant()
+    )
+    others = select(of_the_whole).join(Run, Run.id == of_the_whole.c.run_id).where(~has_main)
+    return union_all(of_the_main, others).subquery()
 
 
 def stored_metrics(session: Session) -> list[StoredMetric]:
@@ -76,21 +99,8 @@ def main_variant() -> ColumnElement[str | None]:
     return case((Run.kind != "inference", None), (Run.adapter.is_(None), "base"), else_=own)
 
 
-def _medians(names: Collection[str], variant: str | None, run_ids: Collection[int] | None = None) -> Subquery:
-    """The medians as columns ``run_id``, ``name`` and ``value``."""
-    values = select(Metric.run_id, Metric.name, Metric.value).where(Metric.name.in_(sorted(names)))
-    if run_ids is not None:
-        values = values.where(Metric.run_id.in_(run_ids))
-    if variant is not None:
-        return _halved(values.where(Metric.variant == variant)).subquery()
-    # Two plain look-ups: one with OR in it would not be answered by the index.
-    of_the_main = _halved(values.join(Run, Run.id == Metric.run_id).where(Metric.variant == main_variant()))
-    of_the_whole = _halved(values.where(Metric.variant.is_(None))).subquery()
-    has_main = exists().where(
-        Metric.name == of_the_whole.c.name, Metric.run_id == of_the_whole.c.run_id, Metric.variant == main_variant()
-    )
-    others = select(of_the_whole).join(Run, Run.id == of_the_whole.c.run_id).where(~has_main)
-    return union_all(of_the_main, others).subquery()
+def _values(names: Collection[str]) -> Select[int, str, float]:
+    return select(Metric.run_id, Metric.name, Metric.value).where(Metric.name.in_(names))
 
 
 def _halved(values: Select[int, str, float]) -> Select[Any]:

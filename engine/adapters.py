@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
 from engine import catalog
-from engine.catalog import targets
+from engine.catalog import folders, targets
 from engine.catalog.adapter_types import largest_fitting
 from engine.catalog.modules import ModuleGroup
 from engine.catalog.options import cpt_example
@@ -180,8 +181,16 @@ def saved_config(adapter: SavedAdapter, groups: Sequence[ModuleGroup]) -> PeftCo
         SpecError: one sentence, when the folder holds no adapter that can be loaded here.
     """
     try:
+        folder = folders.inside(adapter.path)
+    except folders.FolderError as error:
+        raise SpecError("adapter.path", str(error)) from None
+    # PEFT looks for what is missing on the hub, and takes pickled weights where there are no others.
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise SpecError("adapter.path", f"the folder {adapter.path} has no {name}")
+    try:
         config = PeftConfig.from_pretrained(adapter.path)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise SpecError(
             "adapter.path", f"{adapter.path} has no adapter_config.json that can be read ({_one_line(error)})"
         ) from None

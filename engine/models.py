@@ -138,7 +138,10 @@ def _load_pretrained(spec: Measured) -> PreTrainedModel:
         raise SpecError(
             "weights", f"{spec.model} is bundled without weights; use synthetic, or a local folder or hub id"
         )
-    source, local = sources.weights_source(spec.model)
+    try:
+        source, local = sources.weights_source(spec.model)
+    except sources.SourceError as error:
+        raise SpecError("model", str(error)) from None
     named = {}
     if spec.task == "sequence_classification":
         named["config"] = model_config(spec.model)

@@ -12,12 +12,12 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine import catalog
+from engine.catalog import folders
 
 Kind = Literal["init", "merge", "train", "inference", "inspect", "predict", "plan", "merge_files"]
 MEASURED_KINDS: tuple[str, ...] = ("init", "merge", "train", "inference")
@@ -110,7 +110,7 @@ class SavedAdapter(Frozen):
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return str(Path(value).expanduser().resolve())
+        return str(folders.resolved(value))
 
 
 class MeasuredSpec(Frozen):
@@ -300,7 +300,7 @@ class MergeFilesSpec(Frozen):
     @field_validator("base", "adapter", "out")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return str(Path(value).expanduser().resolve())
+        return str(folders.resolved(value))
 
 
 Measured = InitSpec | MergeSpec | TrainSpec | InferenceSpec
@@ -459,13 +459,13 @@ def prediction_key(spec: Measured, card: str | None = None) -> str:
     local folder as they are now, the card, the installed versions, and the version of the predictor.
     """
     adapter = spec.adapter
-    configs = [Path(spec.model).expanduser() / "config.json"]
+    configs = [(spec.model, "config.json")]
     if isinstance(adapter, SavedAdapter):
-        configs.append(Path(adapter.path) / "adapter_config.json")
+        configs.append((adapter.path, "adapter_config.json"))
     return hash_of(
         {
             "spec": spec.model_dump(mode="json", exclude=_NOT_PREDICTED_BY),
-            "configs": [_digest(path) for path in configs],
+            "configs": [_digest(folder, name) for folder, name in configs],
             "card": card,
             "versions": _versions(),
             "predictor": PREDICTOR_VERSION,
@@ -473,10 +473,11 @@ def prediction_key(spec: Measured, card: str | None = None) -> str:
     )
 
 
-def _digest(path: Path) -> str | None:
+def _digest(folder: str, name: str) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        path = folders.inside(folder) / name
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    except (OSError, folders.FolderError):
         return None
 
 
@@ -514,6 +515,8 @@ def _first_problem(error: ValidationError) -> SpecError:
         return cause
     # The arms of a union are pydantic's own words, not fields.
     field = ".".join(str(part) for part in problem["loc"] if part not in _UNION_ARMS) or "spec"
+    if isinstance(cause, folders.FolderError):
+        return SpecError(field, str(cause))
     value = problem.get("input")
     shown = "null" if value is None else repr(value)
     if isinstance(value, float) and not math.isfinite(value):

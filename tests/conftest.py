@@ -19,10 +19,13 @@ def temporary_folder_of_this_session(tmp_path_factory: pytest.TempPathFactory) -
     name is short, because addresses of sockets in it may have no more than 108 characters. pytest removes it later:
     processes may use it until the very end.
     """
+    # Models of tests are in the folders of their own tests, which are beside that one.
+    os.environ["PEFT_LAB_MODEL_ROOTS"] = str(tmp_path_factory.getbasetemp())
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("t"))
     yield
     tempfile.tempdir = None
+    del os.environ["PEFT_LAB_MODEL_ROOTS"]
     if before is None:
         del os.environ["TMPDIR"]
     else:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, people, state
 from app.kinds import KINDS
 from app.widgets import (
+    acting,
     adapter_form,
     adapter_picker,
     fields,
@@ -27,7 +27,7 @@ from app.widgets import (
 from app.widgets.estimates import ESTIMATE_NOTE, Estimator
 from db import runs
 from engine import catalog
-from engine.catalog import requirements
+from engine.catalog import folders, requirements
 from engine.spec import Measured, SpecError, canonical_json, parse_spec
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -94,7 +94,7 @@ def pick_models(kind: str) -> list[str]:
         placeholder="Choose, or type a folder or hub id",
         help="To measure a model of your own, type the path of its folder or its hub id and press Enter.",
     )
-    return [str(Path(model).expanduser()) if model.startswith("~") else model.strip() for model in chosen]
+    return [folders.expanded(model.strip()) for model in chosen]
 
 
 def numbers(target: dict[str, list[Any]], wanted: dict[str, tuple[str, str, bool, str]], errors: list[str]) -> None:
@@ -214,6 +214,7 @@ def details(spec: Measured) -> None:
         st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
+@people.told
 def launch_all(specs: list[Measured], sweep_name: str | None) -> None:
     """Queue the runs; callback of the button."""
     st.session_state["launched"] = launching.launch(specs, sweep_name)
@@ -245,6 +246,8 @@ def pick_kind() -> str:
 
 
 st.title("Launch")
+if acting.is_refused():
+    st.stop()
 st.session_state.setdefault("launch_kind", "init")
 kind = pick_kind()
 

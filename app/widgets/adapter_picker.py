@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
 from app import formatting
 from app.widgets import fields, labels
 from app.widgets.grid import AdapterPick
 from engine import catalog
-from engine.catalog import AdapterChoice, Strategy, requirements
+from engine.catalog import AdapterChoice, Strategy, folders, requirements
 
 # So many adapters are chips; the others are in a list.
 CHIPS = 8
@@ -72,7 +70,11 @@ def more_adapters(kind: str) -> list[AdapterPick]:
         )
     picks = [_pick(choices[name]) for name in others]
     if folder:
-        path = str(Path(folder).expanduser().resolve())
+        try:
+            path = str(folders.resolved(folder))
+        except folders.FolderError:
+            # What is wrong with it is said of the specs that have it.
+            path = folder
         picks.append(AdapterPick(labels.adapter_label({"path": path}), path=path, low_cpu_mem_usage=low))
     return picks
 

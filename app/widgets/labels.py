@@ -14,6 +14,7 @@ from typing import Any
 from app import formatting
 from db.runs import RunRow
 from engine import catalog
+from engine.catalog import folders
 
 FULL = catalog.FULL_FINE_TUNING
 BASE = "Base model"
@@ -113,10 +114,10 @@ def adapter_label(adapter: Mapping[str, Any]) -> str:
 
 
 def saved_config(folder: str) -> dict[str, Any] | None:
-    """A saved adapter's ``adapter_config.json``, None where it is missing or no JSON object."""
+    """A saved adapter's ``adapter_config.json``, None where it is missing, no JSON object, or out of the roots."""
     try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads((folders.inside(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

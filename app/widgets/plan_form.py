@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -17,6 +16,7 @@ from app import formatting
 from app.widgets import adapter_picker, address, predict_form, presenting, target_picker
 from app.widgets.grid import AdapterPick
 from engine import catalog
+from engine.catalog import folders
 from engine.catalog.targets import PRESETS
 from engine.spec import THIS_MACHINE, PlanSpec, SpecError, parse_spec
 
@@ -64,7 +64,7 @@ def draw() -> Form:
         problems.append("Choose at least one method.")
     if not places:
         problems.append("Choose at least one place.")
-    model = str(Path(model).expanduser()) if model.startswith("~") else model.strip()
+    model = folders.expanded(model.strip())
     spec = None if problems else _plan(model, picks, places, shared, adapter, bases, problems)
     return Form(model, spec, problems)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import streamlit as st
@@ -17,6 +16,7 @@ from app import formatting, state
 from app.widgets import adapter_picker, address, fields, grid, labels, presenting, section_form, target_picker
 from app.widgets.grid import AdapterPick
 from engine import catalog
+from engine.catalog import folders
 from engine.catalog.cards import Card, cards
 from engine.catalog.targets import PRESETS
 from engine.result import Device
@@ -128,7 +128,7 @@ def draw() -> Form:
     more = "More: rank, targets, batch, dtype, what saves memory"
     with st.container() if presenting.is_on() else st.expander(more, icon=":material/tune:"):
         fields_of_spec, adapter_fields, section, strategies = _more(kind, problems)
-    model = str(Path(model).expanduser()) if model.startswith("~") else model.strip()
+    model = folders.expanded(model.strip())
     choices = grid.Choices(
         kind=kind,
         models=[model],

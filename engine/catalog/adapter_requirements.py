@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.catalog import folders
 from engine.catalog.abilities import cannot, surroundings
 from engine.catalog.adapter_types import AdapterType, adapter_type, adapter_types, fits, largest_fitting
 from engine.catalog.choices import adapter_label
@@ -218,7 +219,9 @@ def _size_problems(adapter: FreshAdapter, entry: AdapterType, chosen: Targets) -
 def saved_options(adapter: SavedAdapter) -> tuple[dict[str, Any], list[SpecError]]:
     """The config of a saved adapter, and what keeps it from being read (nothing, or one sentence)."""
     try:
-        return _read_saved(Path(adapter.path)), []
+        return _read_saved(folders.inside(adapter.path)), []
+    except folders.FolderError as error:
+        return {}, [SpecError("adapter.path", str(error))]
     except SpecError as error:
         return {}, [error]
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+from engine.catalog import folders
 from engine.catalog.architectures import models
 from engine.catalog.lookup import nearest
 
 HUB_TIMEOUT_S = 5.0
 # A page asks again with every keystroke.
 _REMEMBER_S = 60
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_NAME = r"\w(?:[\w.-]{0,94}\w)?"
+_HUB_ID = re.compile(f"{_HUB_NAME}/{_HUB_NAME}", re.ASCII)
 
 
 class SourceError(ValueError):
@@ -26,18 +29,30 @@ class SourceError(ValueError):
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that ``name`` means, or None where it is a bundled id or reads as a hub id."""
-    if name in models():
+    """The folder that ``name`` means, or None where it is a bundled id or reads as a hub id.
+
+    Raises:
+        SourceError: one sentence, when it is a folder that models may not be read from.
+    """
+    if not _means_folder(name):
         return None
-    path = Path(name).expanduser()
-    if path.is_dir() or name.startswith(("/", "./", "../", "~")) or name in (".", ".."):
-        return path.resolve()
-    return None
+    try:
+        return folders.inside(name)
+    except folders.FolderError as error:
+        raise SourceError(str(error)) from None
+
+
+def _means_folder(name: str) -> bool:
+    if name in models():
+        return False
+    # A relative name that is no folder here, or cannot be one, may be a hub id.
+    return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or os.path.isdir(name)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` has the form owner/name and is not a folder here."""
-    return local_folder(name) is None and _HUB_ID.fullmatch(name) is not None and ".." not in name
+    """Whether ``name`` has the form owner/name as the hub takes it, and is not a folder here."""
+    is_of_its_form = _HUB_ID.fullmatch(name) is not None and "--" not in name and ".." not in name
+    return is_of_its_form and not name.endswith(".git") and not _means_folder(name)
 
 
 def config_folder(name: str) -> Path:
@@ -55,7 +70,9 @@ def config_folder(name: str) -> Path:
         return folder
     if not is_hub_id(name):
         guess = nearest(name, models())
-        raise SourceError(f"unknown model {name!r}; the nearest is {guess}, or give a folder, or a hub id owner/name")
+        raise SourceError(
+            f"unknown model {name[:80]!r}; the nearest is {guess}, or give a folder, or a hub id owner/name"
+        )
     return _hub_file(name, "config.json").parent
 
 
@@ -76,8 +93,14 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def weights_source(name: str) -> tuple[str, bool]:
-    """What transformers loads the weights from, and whether it must stay off the network."""
+    """What transformers loads the weights from, and whether it must stay off the network.
+
+    Raises:
+        SourceError: one sentence.
+    """
     folder = local_folder(name)
+    if folder is None and not is_hub_id(name):
+        raise SourceError(f"{name[:80]!r} is neither a folder nor a hub id owner/name")
     return (str(folder), True) if folder is not None else (name, False)
 
 

@@ -82,15 +82,17 @@ def test_one_press_queues_the_merge_ahead_of_measurements(
 @pytest.mark.parametrize(
     ("field", "value", "word"),
     [
-        ("base", "/no/such/folder", "not a folder"),
+        ("base", "{base}/none", "not a folder"),
+        ("base", "/etc", "outside of the model folders"),
+        ("adapter", "~nobody-of-this-name/adapter", "whole path"),
         ("adapter", "relative/path", "whole path"),
-        ("out", "/", "inside"),
+        ("out", "{base}/x", "inside"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_nothing_can_be_queued(
     open_page: Open, folders: dict[str, str], field: str, value: str, word: str
 ) -> None:
-    app = fill(open_page("merge_files"), {**folders, field: value if field != "out" else f"{folders['base']}/x"})
+    app = fill(open_page("merge_files"), {**folders, field: value.format(**folders)})
     shown = words(app).replace("\\", "")
     assert f"{field}: " in shown
     assert word in shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import subprocess
 import sys
@@ -14,20 +13,22 @@ import pytest
 
 from engine.__main__ import main
 from engine.spec import parse_spec, spec_hash
+from tests.engine.conftest import Engine
 
 QUICK = {"model": "tiny-test", "repeats": 1, "warmup": 0}
 
 
-def engine(*arguments: str, stdin: str = "", timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command as a shell starts it."""
     command = [sys.executable, "-m", "engine", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     path = tmp_path_factory.mktemp("spec") / "spec.json"
     path.write_text(json.dumps(QUICK))
-    return engine("measure", str(path))
+    return process("measure", str(path))
 
 
 def test_measure_prints_one_result_document_and_its_progress_elsewhere(
@@ -48,7 +49,7 @@ def test_the_result_document_has_the_fields_of_the_contract(measured: subprocess
 
 
 def test_an_imported_result_is_stored_once_and_exported_whole(
-    measured: subprocess.CompletedProcess[str], tmp_path: Path, home: Path
+    measured: subprocess.CompletedProcess[str], engine: Engine, tmp_path: Path, home: Path
 ) -> None:
     path = tmp_path / "result.json"
     path.write_text(measured.stdout)
@@ -66,7 +67,7 @@ def test_an_imported_result_is_stored_once_and_exported_whole(
     assert order(exported["metrics"]) == order(original["metrics"])
 
 
-def test_inspect_lists_modules_with_shapes_counts_and_added_parameters() -> None:
+def test_inspect_lists_modules_with_shapes_counts_and_added_parameters(engine: Engine) -> None:
     done = engine("inspect", "gpt2")
     document = json.loads(done.stdout)
     assert done.returncode == 0
@@ -75,7 +76,7 @@ def test_inspect_lists_modules_with_shapes_counts_and_added_parameters() -> None
     assert document["presets"]["all-linear"]
 
 
-def test_the_catalog_names_models_types_strategies_and_devices() -> None:
+def test_the_catalog_names_models_types_strategies_and_devices(engine: Engine) -> None:
     document = json.loads(engine("catalog").stdout)
     assert "tinyllama-1.1b" in document["models"]
     assert "lora" in document["adapter_types"]
@@ -94,6 +95,7 @@ BAD_SPECS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unknown field": ({**QUICK, "colour": 1}, ("colour:",)),
     "unknown model": ({"model": "tinylama-1.1b"}, ("model:", "tinyllama-1.1b")),
     "folder without config": ({"model": "."}, ("model:", "config.json")),
+    "folder outside of the roots": ({"model": "/etc"}, ("model:", "PEFT_LAB_MODEL_ROOTS")),
     "unknown adapter type": (lora(type="lorra"), ("adapter.type:", "lora")),
     "rank 0": (lora(rank=0), ("adapter.rank:",)),
     "rank larger than the layer": (lora(rank=4096), ("adapter.rank:",)),
@@ -118,28 +120,27 @@ BAD_SPECS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", BAD_SPECS)
 def test_bad_input_is_one_sentence_that_names_the_field(
-    name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, engine: Engine, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, words = BAD_SPECS[name]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(spec if isinstance(spec, str) else json.dumps(spec)))
-    status = main(["measure", "-"])
-    printed = capsys.readouterr()
-    lines = printed.err.strip().splitlines()
-    assert status == 2, printed.err
-    assert printed.out == ""
-    assert len(lines) == 1, printed.err
+    monkeypatch.chdir(home)
+    done = engine("measure", "-", stdin=spec if isinstance(spec, str) else json.dumps(spec))
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(lines) == 1, done.stderr
     for word in words:
         assert word in lines[0]
 
 
 def test_bad_input_ends_the_process_with_status_2_and_no_traceback() -> None:
-    done = engine("measure", "-", stdin=json.dumps(lora(rank=0)))
+    done = process("measure", "-", stdin=json.dumps(lora(rank=0)))
     assert done.returncode == 2
     assert done.stderr.startswith("adapter.rank:")
     assert "Traceback" not in done.stderr
 
 
-def test_a_spec_file_that_is_not_there_is_bad_input() -> None:
+def test_a_spec_file_that_is_not_there_is_bad_input(engine: Engine) -> None:
     done = engine("measure", "no-such-file.json")
     assert done.returncode == 2
     assert "no-such-file.json" in done.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from engine.jobs.inference_loop import timed_request
 from engine.jobs.outcome import Outcome
 from engine.models import build_model
 from engine.spec import FreshAdapter, InferenceSpec, SpecError, parse_spec
+from tests.engine.conftest import Engine
 
 DORA = {"options": {"use_dora": True}}
 SHORT = {"prompt_tokens": 10, "new_tokens": 4}
@@ -265,21 +264,19 @@ def test_a_request_takes_exactly_the_tokens_asked_for() -> None:
 # --- what cannot work -------------------------------------------------------------------------------------------------
 
 
-def measured(document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "engine", "measure", "-"]
-    text = json.dumps({"kind": "inference", "model": "tiny-test", "repeats": 1, "warmup": 0, **document})
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+def spec_text(**fields: Any) -> str:
+    return json.dumps({"kind": "inference", "model": "tiny-test", "repeats": 1, "warmup": 0, **fields})
 
 
-def test_the_command_line_measures_in_a_worker_process() -> None:
-    done = measured({"inference": SHORT, "strategy": "fused"})
+def test_the_command_line_measures_in_a_worker_process(engine: Engine) -> None:
+    done = engine("measure", "-", stdin=spec_text(inference=SHORT, strategy="fused"))
     document = json.loads(done.stdout)
     assert (done.returncode, document["state"]) == (0, "succeeded")
     assert all(check["passed"] for check in document["checks"])
 
 
-def test_a_spec_that_cannot_work_is_one_sentence_and_exit_status_2() -> None:
-    done = measured({"inference": {"prompt_tokens": 10**6, "new_tokens": 4}})
+def test_a_spec_that_cannot_work_is_one_sentence_and_exit_status_2(engine: Engine) -> None:
+    done = engine("measure", "-", stdin=spec_text(inference={"prompt_tokens": 10**6, "new_tokens": 4}))
     assert done.returncode == 2
     assert done.stderr.startswith("inference.prompt_tokens: 1000000 prompt and 4 new tokens are more than the model's")
     assert done.stderr.count("\n") == 1

@@ -26,6 +26,7 @@ from engine.jobs import merge_files
 from engine.merging.output_folder import JOURNAL, partial_folder
 from engine.merging.weight_file import TensorEntry, WeightFileError, WeightFileWriter, read_header
 from engine.spec import MergeFilesSpec, spec_hash
+from tests.engine.conftest import Engine
 from tests.engine.merge_files_cases import ALL_LINEAR, llama, load, run_merge, save_adapter, save_base
 
 Wait = Callable[..., None]
@@ -368,9 +369,8 @@ def test_memory_stays_within_two_and_a_half_times_the_largest_tensor_whatever_th
 # --- the command and the queue ----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_one_document_and_its_progress_elsewhere(made: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "engine", "merge", *map(str, (made / "base", made / "adapter", tmp_path / "out"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_the_command_prints_one_document_and_its_progress_elsewhere(made: Path, tmp_path: Path, engine: Engine) -> None:
+    done = engine("merge", *map(str, (made / "base", made / "adapter", tmp_path / "out")))
     document = json.loads(done.stdout)
     assert done.returncode == 0
     assert len(document["merged"]) == 14

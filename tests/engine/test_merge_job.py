@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from engine.result import Progress
 from engine.spec import FreshAdapter, MergeSpec, SpecError, parse_spec
 from engine.strategies import merge_blocks
 from engine.strategies.merge_blocks import Piece
+from tests.engine.conftest import Engine
 
 DORA = {"options": {"use_dora": True}}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -335,14 +334,10 @@ def test_what_peft_refuses_to_merge_is_one_sentence(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
 
 
-def measure(document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "engine", "measure", "-"]
-    return subprocess.run(command, input=json.dumps(document), capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.usefixtures("home")
-def test_a_worker_process_prints_the_result() -> None:
-    done = measure({"kind": "merge", "model": "tiny-test", "strategy": "row_blocks", "repeats": 2, "warmup": 0})
+def test_a_worker_process_prints_the_result(engine: Engine) -> None:
+    fields = {"kind": "merge", "model": "tiny-test", "strategy": "row_blocks", "repeats": 2, "warmup": 0}
+    done = engine("measure", "-", stdin=json.dumps(fields))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["state"] == "succeeded"
@@ -363,8 +358,8 @@ def test_a_worker_process_prints_the_result() -> None:
         ({"train": {}}, "train: is not a field of this spec"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_2(fields: dict[str, Any], sentence: str) -> None:
-    done = measure({"kind": "merge", "model": "tiny-test", **fields})
+def test_bad_input_is_one_sentence_and_exit_2(fields: dict[str, Any], sentence: str, engine: Engine) -> None:
+    done = engine("measure", "-", stdin=json.dumps({"kind": "merge", "model": "tiny-test", **fields}))
     assert done.returncode == 2
     assert done.stderr.startswith(sentence)
     assert done.stderr.count("\n") == 1

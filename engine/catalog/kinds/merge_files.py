@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.catalog import folders
 from engine.merging.adapter_folder import open_adapter
 from engine.merging.base_folder import open_base
 from engine.merging.output_folder import partial_folder, place_problems, space_problem
@@ -13,6 +14,10 @@ from engine.spec import MergeFilesSpec, SpecError
 
 def problems(spec: MergeFilesSpec) -> Iterator[SpecError]:
     """What is wrong with the folders, before anything is read or written at length."""
+    outside = list(_outside(spec))
+    if outside:
+        yield from outside
+        return
     size_bytes = 0
     try:
         size_bytes = sum(shard.size_bytes for shard in open_base(Path(spec.base)).shards)
@@ -31,3 +36,11 @@ def problems(spec: MergeFilesSpec) -> Iterator[SpecError]:
         problem = space_problem(Path(spec.out), size_bytes - left_bytes)
         if problem is not None:
             yield problem
+
+
+def _outside(spec: MergeFilesSpec) -> Iterator[SpecError]:
+    for field in ("base", "adapter", "out"):
+        try:
+            folders.inside(getattr(spec, field))
+        except folders.FolderError as error:
+            yield SpecError(field, str(error))
