@@ -179,7 +179,7 @@ class Action(Base):
 
     __tablename__ = "actions"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     done_at: Mapped[float]
     person: Mapped[str]
     action: Mapped[str]

@@ -17,7 +17,7 @@ from sqlalchemy import NullPool, create_engine
 
 from db import queue
 from db.models import Base
-from db.session import Database, open_database
+from db.session import VERSION_TABLE, Database, open_database, schema_revisions
 from tests import postgresql
 
 Document = dict[str, Any]
@@ -130,14 +130,15 @@ def postgresql_database(request: pytest.FixtureRequest) -> str:
 
 
 def empty(url: str) -> None:
-    """Delete every row of a PostgreSQL database of ours, and number from 1 again."""
+    """Undo what a test did to a PostgreSQL database of ours: no rows, numbers from 1 on, its schema's revision."""
+    tables = Base.metadata.sorted_tables
+    steps = [f"DELETE FROM {table.name}" for table in reversed(tables)]
+    numbered = [table.name for table in tables if table.autoincrement_column is not None]
+    steps += [f"ALTER SEQUENCE {name}_id_seq RESTART" for name in numbered]
+    steps += [f"UPDATE {VERSION_TABLE} SET version_num = '{schema_revisions()[-1]}'"]
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
-            connection.execute(table.delete())
-            for column in table.primary_key.columns:
-                if column is table.autoincrement_column:
-                    connection.exec_driver_sql(f"ALTER SEQUENCE {table.name}_{column.name}_seq RESTART")
+        connection.exec_driver_sql("; ".join(steps))
 
 
 @pytest.fixture
