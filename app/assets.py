@@ -46,7 +46,9 @@ class Assets:
         if path in self._files:
             await _send_file(self._files[path], send)
         elif path in self._hints:
-            await self._app(scope, receive, _with_hints(send, self._hints[path]))
+            # Not compressed, so that there is a head to find.
+            kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            await self._app({**scope, "headers": kept}, receive, _with_hints(send, self._hints[path]))
         else:
             await self._app(scope, receive, send)
 

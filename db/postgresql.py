@@ -10,7 +10,7 @@ import zlib
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 CONNECT_TIMEOUT_S = 10
 #: One state for all statements of a transaction, and nothing written: what SQLite's readers have, too.
@@ -71,23 +71,21 @@ def has_waited_in_vain(error: SQLAlchemyError) -> bool:
     return _sqlstate(error) == "55P03"
 
 
-def is_server_trouble(error: DBAPIError) -> bool:
-    """Whether an error is about the server (gone, refusing, out of disk) and not about a statement.
-
-    A deadlock is not: the server is well, and the same transaction may do when it is tried again.
-    """
-    return isinstance(error, OperationalError) and (_sqlstate(error) or "").startswith("40") is False
+def may_pass(error: SQLAlchemyError) -> bool:
+    """Whether the same may do when it is tried again: the server is away or full, or two transactions met."""
+    return isinstance(error, OperationalError)
 
 
 def reason(error: SQLAlchemyError) -> str:
     """One clause that a person can act on, from the server's own words."""
-    words = str(getattr(error, "orig", None) or error).strip()
-    if (_sqlstate(error) or "") == "" and "FATAL:" not in words:
-        what = words.splitlines()[0].rpartition(" failed: ")[2]
-        return f"cannot be reached: {what}; check the address and that the server runs"
-    said = words.splitlines()[0].rpartition("FATAL:")[2].strip()
+    words = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    said = words.rpartition("FATAL:")[2].strip()
     if said.startswith("database ") and said.endswith(" does not exist"):
         return f"cannot be opened: {said} on this server; create it first, with createdb"
+    if _sqlstate(error) is None and "FATAL:" not in words:
+        return f"cannot be reached: {said.rpartition(' failed: ')[2]}; check the address and that the server runs"
+    if _sqlstate(error) in ("40001", "40P01"):
+        return f"was kept by another transaction ({said}); try again"
     return f"cannot be used: {said}"
 
 

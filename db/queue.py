@@ -160,6 +160,19 @@ def adopt(session: Session, run_id: int, supervisor: str) -> bool:
     return _changed(session, _running(run_id).values(supervisor=supervisor, heartbeat_at=time.time())) == 1
 
 
+def put_back(session: Session, run_id: int) -> bool:
+    """Queue a claimed run again of which nothing was run, at the place that it had; one to be cancelled is cancelled.
+
+    Returns False, and changes nothing, when the run is not running or a worker was started for it: what was measured
+    once is not measured again by itself.
+    """
+    claimed = _running(run_id).where(Run.worker_pid.is_(None))
+    cancelled = claimed.where(Run.cancel_requested.is_(True))
+    if _changed(session, cancelled.values(state="cancelled", finished_at=time.time())) == 1:
+        return True
+    return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
+
+
 def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool:
     """Record where a running run is ({"phase", "done", "total", "eta_s"}); also a heartbeat.
 

@@ -30,6 +30,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 VERSION_TABLE = "peft_lab_schema"
 BUSY_TIMEOUT_S = 30.0
+#: SQLite's errors that say nothing of the data and may pass.
+_PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+)
 MIGRATION_TIMEOUT_S = 120.0
 SETTING = "PEFT_LAB_DATABASE_URL"
 _MIGRATED_FOR_LONG = f"another process has been migrating this database for {MIGRATION_TIMEOUT_S:.0f} s"
@@ -39,12 +48,15 @@ class DatabaseError(Exception):
     """The database cannot be used. The text is one sentence that says why and what would be right."""
 
 
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used at the moment: locked, on a full disk, read-only, or its server does not answer.
+
+    Nothing was changed; the same may be tried again.
+    """
+
+
 class DatabaseTooNew(DatabaseError):
     """A newer PEFT Lab has written this database; this one would misread it."""
-
-
-class DatabaseUnreachable(DatabaseError):
-    """The database's server does not answer or refuses for now. What was asked may be asked again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +150,8 @@ class Database:
         """A session that sees one consistent state and waits for no writer. Nothing can be written through it.
 
         Raises:
+            DatabaseUnavailable: when it cannot be used at the moment.
             DatabaseError: when the file turns out to be damaged, or is another one than was opened.
-            DatabaseUnreachable: when the server does not answer.
         """
         with self._trouble_told(), self._readers() as session:
             yield session
@@ -232,33 +244,30 @@ class Database:
         except OSError as error:
             raise DatabaseError(f"{self}: cannot be opened: {error.strerror or error}") from None
         except SQLAlchemyError as error:
-            raise self._told(error) from None
+            if self._is_postgresql and postgresql.has_waited_in_vain(error):
+                raise DatabaseError(f"{self}: {_MIGRATED_FOR_LONG}") from None
+            passes = self._is_postgresql and postgresql.may_pass(error)
+            kind = DatabaseUnavailable if passes else DatabaseError
+            raise kind(f"{self}: {self._reason(error)}") from None
 
     @contextmanager
     def _trouble_told(self) -> Iterator[None]:
-        """Turn errors about a damaged file or an absent server into a sentence that says how to go on."""
+        """Turn the driver's errors about the database as a whole into a sentence that says how to go on."""
         try:
             yield
         except DBAPIError as error:
-            if self._is_postgresql:
-                is_told = postgresql.is_server_trouble(error)
-            else:
-                code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-                is_told = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-            if not is_told:
-                raise
-            raise self._told(error) from error
-
-    def _told(self, error: SQLAlchemyError) -> DatabaseError:
-        """The sentence about an error, as the exception to raise."""
-        if not self._is_postgresql:
-            return DatabaseError(f"{self}: {self._reason(error)}")
-        if postgresql.has_waited_in_vain(error):
-            return DatabaseError(f"{self}: {_MIGRATED_FOR_LONG}")
-        return DatabaseUnreachable(f"{self}: {postgresql.reason(error)}")
+            code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DatabaseError(f"{self}: {self._reason(error)}") from error
+            passes = self._is_postgresql and postgresql.may_pass(error)
+            if code in _PASSING or passes or error.connection_invalidated:
+                raise DatabaseUnavailable(f"{self}: {self._reason(error)}") from error
+            raise
 
     def _reason(self, error: SQLAlchemyError) -> str:
         """One clause that a person can act on, from the driver's own words."""
+        if self._is_postgresql:
+            return postgresql.reason(error)
         words = _first_line(getattr(error, "orig", None) or error)
         damaged = {"file is not a database": "is not a database", "database disk image is malformed": "is damaged"}
         if words in damaged:
@@ -266,6 +275,9 @@ class Database:
         known = {
             "unable to open database file": "cannot be opened; check that it is a file you may read and write",
             "attempt to write a readonly database": "cannot be written; check what you may do with it and its folder",
+            "database is locked": f"another process has kept it locked for {BUSY_TIMEOUT_S:.0f} s; try again",
+            "database or disk is full": "cannot be written, because the disk is full; make room there and try again",
+            "disk I/O error": "cannot be read or written, because the disk refuses; see what the system says of it",
         }
         return known.get(words, f"cannot be opened: {words}")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.session import DatabaseError, home, open_database
 from engine import catalog
-from engine.executors import ExecutorError
+from engine.executors import ExecutorError, Work, Worker
 from engine.result import Progress, Result
 from engine.secrets import masking
 from engine.spec import (
@@ -37,9 +37,10 @@ from engine.spec import (
 )
 
 if TYPE_CHECKING:
-    from engine.executors.local import LocalExecutor, LocalWorker
+    from engine.executors.local import LocalExecutor
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+_LOOK_EVERY_S = 0.05
 _START_METHODS = ("forkserver", "spawn")
 _LARGEST_IMPORT_BYTES = 2 * 2**30
 
@@ -113,25 +114,22 @@ def _measure(options: argparse.Namespace) -> int:
         command = {"merge_files": "merge", "plan": "predict"}.get(spec.kind, spec.kind)
         raise BadInput(f"kind: measure runs what is measured; for {spec.kind} use `python -m engine {command}`")
     _refuse_what_cannot_work(spec)
-    from engine.executors.processes import DeviceLock
-    from engine.measure.free_memory import reserve_bytes
-
-    reserve_bytes()
     executor = _executor()
     executor.start()
-    lock = DeviceLock.try_acquire(spec.device)
+    lock = executor.lock(spec.device)
     if lock is None:
         print(f"Waiting for {spec.device}: another measurement is running", file=sys.stderr)
     while lock is None:
         time.sleep(0.2)
-        lock = DeviceLock.try_acquire(spec.device)
+        lock = executor.lock(spec.device)
     with tempfile.TemporaryDirectory(prefix="peft-lab-") as folder:
-        worker = executor.submit(spec.model_dump(mode="json"), Path(folder), lock)
+        worker = executor.submit(Work.of(spec, Path(folder)), lock)
         lock.close()
         try:
-            document = _watch(worker, spec)
+            _show_phases(worker)
         finally:
-            worker.cancel()
+            worker.cancel(("cancelled", "Interrupted"))
+        document = worker.collect()
         log = Path(folder, "log.txt").read_text(errors="replace") if Path(folder, "log.txt").exists() else ""
     print(json.dumps(document))
     if document["error"] is not None:
@@ -140,26 +138,15 @@ def _measure(options: argparse.Namespace) -> int:
     return DONE if document["state"] in ("succeeded", "out_of_memory") else FAILED
 
 
-def _watch(worker: LocalWorker, spec: Measured) -> dict[str, Any]:
-    """Wait for a worker, show its phases on stderr, hold it to its limits, and return its result document."""
-    from engine.executors.endings import document_without_result, ending_of, limit_passed
-    from engine.executors.local import SAMPLE_INTERVAL_S
-
-    document = spec.model_dump(mode="json")
-    ending, phase = None, ""
+def _show_phases(worker: Worker) -> None:
+    """Wait for a worker, and show on stderr what it is at."""
+    phase = ""
     while worker.is_alive():
-        worker.sample()
         progress = worker.progress()
         if progress is not None and progress.phase != phase:
             phase = progress.phase
             print(f"{worker.age_s:7.1f} s  {phase}", file=sys.stderr)
-        ending = limit_passed(document, worker)
-        if ending is not None:
-            worker.cancel()
-            break
-        time.sleep(SAMPLE_INTERVAL_S)
-    found = worker.collect()
-    return found or document_without_result(document, spec_hash(spec), ending or ending_of(worker), worker)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _refuse_what_cannot_work(spec: Measured) -> None:

@@ -18,8 +18,8 @@ from engine import catalog
 from engine.adapter_table import page
 from engine.catalog.choices import AdapterChoice
 from engine.catalog.requirements import problems
+from engine.executors import Work
 from engine.executors.local import LocalExecutor
-from engine.executors.processes import DeviceLock
 from engine.measure.environment import environment
 from engine.result import Device
 from engine.spec import parse_spec
@@ -35,6 +35,7 @@ COMMON: Mapping[str, Any] = {
     "dtype": "float32",
     "repeats": REPEATS,
     "warmup": 1,
+    "timeout_s": 120,
 }
 # The kinds that give the figures, with what belongs to each alone and the metric and variant that are kept.
 KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str | None]]] = {
@@ -55,7 +56,6 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str | None]]] = {
         {"overhead_ratio": "adapter"},
     ),
 }
-_WORKER_LIMIT_S = 120.0
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def _figures(
         if problems(spec, devices, None):
             continue
         start = time.monotonic()
-        document = _run(spec.model_dump(mode="json"), executor, folder / f"{choice.id}-{kind}")
+        document = _run(Work.of(spec, folder / f"{choice.id}-{kind}"), executor)
         sys.stderr.write(f"{choice.id} {kind}: {time.monotonic() - start:.1f} s\n")
         for metric in document["metrics"]:
             if metric["name"] in wanted and metric["variant"] == wanted[metric["name"]]:
@@ -94,20 +94,17 @@ def _figures(
     return found
 
 
-def _run(spec: dict[str, Any], executor: LocalExecutor, folder: Path) -> dict[str, Any]:
+def _run(work: Work, executor: LocalExecutor) -> dict[str, Any]:
     # Another measurement on this machine comes first.
-    while (lock := DeviceLock.try_acquire(spec["device"])) is None:
+    while (lock := executor.lock(work.spec["device"])) is None:
         time.sleep(0.2)
-    worker = executor.submit(spec, folder, lock)
+    worker = executor.submit(work, lock)
     lock.close()
     while worker.is_alive():
-        if worker.age_s > _WORKER_LIMIT_S:
-            worker.cancel()
         time.sleep(0.02)
     document = worker.collect()
-    if document is None or document["state"] != "succeeded":
-        reason = "no result" if document is None else document["error"]["text"]
-        raise SystemExit(f"{folder.name}: {reason}")
+    if document["state"] != "succeeded":
+        raise SystemExit(f"{work.folder.name}: {document['error']['text']}")
     return document
 
 

@@ -1,30 +1,46 @@
 """Take queued runs from the database, have workers measure them, and keep what they found.
 
-One process per database, held by a file lock; the queue stays correct if two race. Claims, starts, samples, cancels,
-times out, and recovers runs whose supervisor died: their workers are adopted if they live, their results taken if they
-left one, and only otherwise is a run ``lost``. Does not measure anything itself and never retries a measurement.
+One process per home folder, held by a file lock; the queue stays correct if several race. Claims, starts, cancels, and
+recovers runs whose supervisor died: their workers are adopted if they live, their results taken if they left one, what
+never began is queued again, and only otherwise is a run ``lost``. While the database cannot be used (locked, on a full
+disk) runs under way go on, and what is to be written about them is kept until it can be. Does not measure anything
+itself, holds no run to its limits (``executors.watch`` does) and never retries a measurement.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
 
 from db import predictions, queue, runs, session
-from engine.executors.endings import Ending, document_without_result, ending_of, limit_passed
-from engine.executors.local import SAMPLE_INTERVAL_S, LocalExecutor, LocalWorker, worker_identity
-from engine.executors.processes import DeviceLock, is_same_process, process_start_s, try_lock_file
-from engine.measure.free_memory import reserve_bytes
+from engine.executors import Executor, Lock, Work, Worker
+from engine.executors.endings import document_without_result
+from engine.executors.processes import is_same_process, process_start_s, try_lock_file
 from engine.result import Device
-from engine.spec import MEASURED_KINDS, REQUEST_KINDS
+from engine.spec import (
+    MEASURED_KINDS,
+    REQUEST_KINDS,
+    InspectSpec,
+    MergeFilesSpec,
+    PlanSpec,
+    PredictSpec,
+    SpecError,
+    parse_spec,
+    prediction_key,
+)
 
 LOCK_FILE = "supervisor.lock"
 _POLL_S = 0.1
@@ -33,8 +49,13 @@ _CONTROL_S = 0.25
 _RECOVER_S = 10.0
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
+#: The supervisor of another machine is given up after so long without a heartbeat: it may have been asleep.
+_FOREIGN_SILENCE_S = 300.0
+#: How long to leave alone what cannot be used at the moment.
+_TROUBLE_S = 1.0
 
 _log = logging.getLogger("engine.supervisor")
+Result = TypeVar("Result")
 
 
 class AlreadySupervised(RuntimeError):
@@ -45,9 +66,7 @@ class AlreadySupervised(RuntimeError):
 class _Active:
     run_id: int
     spec: Mapping[str, Any]
-    spec_hash: str
-    worker: LocalWorker
-    next_sample_s: float = 0.0
+    worker: Worker
     stored_progress: str = ""
 
     @property
@@ -55,14 +74,32 @@ class _Active:
         return self.spec["kind"] in REQUEST_KINDS
 
 
+class _Every:
+    """Says when an interval is over, from the first time on."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._next_s = 0.0
+
+    def is_due(self, now_s: float) -> bool:
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self._interval_s
+        return True
+
+
 def hold_lock(home: Path) -> int:
     """Take the one supervisor lock of a home folder for as long as this process lives.
 
     Raises:
         AlreadySupervised: naming the process that has it.
+        DatabaseError: when nothing can be written there.
     """
     path = home / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise session.DatabaseError(f"{path}: cannot be written: {error.strerror}") from None
     if not try_lock_file(descriptor):
         owner = path.read_text().strip() or "unknown"
         os.close(descriptor)
@@ -75,13 +112,20 @@ def hold_lock(home: Path) -> int:
 class Supervisor:
     """The loop and what it holds. ``run`` returns when told to stop or, if asked, after a time without work."""
 
-    def __init__(self, database: session.Database, home: Path, executor: LocalExecutor) -> None:
+    def __init__(self, database: session.Database, home: Path, executor: Executor) -> None:
         self._database = database
         self._home = home
         self._executor = executor
-        self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}"
+        self._host = socket.gethostname()
+        self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}@{self._host}"
         self._active: dict[int, _Active] = {}
         self._devices: list[Device] = []
+        #: What is to be written, oldest first. Each item is one transaction that may be tried again.
+        self._owed: deque[Callable[[Session], object]] = deque()
+        self._trouble = ""
+        #: Signs of life of runs that are not ours, each with when it was seen first: clocks may be set.
+        self._signs: dict[int, tuple[float | None, float]] = {}
+        self._heartbeat, self._control, self._recovery = _Every(_HEARTBEAT_S), _Every(_CONTROL_S), _Every(_RECOVER_S)
         self._stopping = False
         self._worked_s = time.monotonic()
         self._next_claim_s = 0.0
@@ -92,46 +136,76 @@ class Supervisor:
 
     def run(self, idle_exit_s: float | None = None) -> None:
         """Serve the queue until stopped, or until nothing was queued or running for ``idle_exit_s`` seconds."""
-        reserve_bytes()  # a wrong setting ends the supervisor here, not in the middle of a run
         # Before the first claim: workers of a dead supervisor may still be using the devices.
-        self._recover()
+        while not self._stopping and not self._could(self._recover):
+            time.sleep(_TROUBLE_S)
         self._devices = self._executor.start()
-        with self._database.writing() as db:
-            runs.upsert_devices(db, [asdict(device) for device in self._devices])
+        devices = [asdict(device) for device in self._devices]
+        self._owed.append(lambda db: runs.upsert_devices(db, devices))
+        self._worked_s = time.monotonic()
         _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
-        next_heartbeat_s = next_control_s = next_recover_s = 0.0
         while not self._stopping:
             now_s = time.monotonic()
-            self._look_at_workers(now_s)
-            if now_s >= next_control_s:
-                next_control_s = now_s + _CONTROL_S
-                self._obey_cancels()
-                self._store_progress()
-            if now_s >= next_heartbeat_s:
-                next_heartbeat_s = now_s + _HEARTBEAT_S
-                self._beat()
-            if now_s >= next_recover_s:
-                next_recover_s = now_s + _RECOVER_S
-                self._recover()
-            if now_s >= self._next_claim_s:
-                self._next_claim_s = now_s + (_CONTROL_S if self._active else _POLL_S)
-                while not self._stopping and self._claim_one():
-                    pass
-            if self._active:
+            if not self._could(self._go_round):
+                time.sleep(_TROUBLE_S)
+            elif self._active or self._owed:
                 self._worked_s = now_s
             elif idle_exit_s is not None and now_s - self._worked_s > idle_exit_s:
                 _log.info("nothing to do for %.0f s", idle_exit_s)
                 return
             self._wait()
+        self._could(self._settle)
 
-    def _beat(self) -> None:
-        """Say that the loop goes round: in the lock file's time always, in the database while runs are watched."""
-        if self._active:
-            with self._database.writing() as db:
-                queue.heartbeat(db, list(self._active))
-        # A sign for people only: whoever took the file away must not end a measurement.
-        with suppress(OSError):
-            os.utime(self._home / LOCK_FILE)
+    def _go_round(self) -> None:
+        now_s = time.monotonic()
+        # For people only: whoever took the file away must not end a measurement.
+        if beats := self._heartbeat.is_due(now_s):
+            with suppress(OSError):
+                os.utime(self._home / LOCK_FILE)
+        self._settle()
+        self._collect_ended()
+        if self._control.is_due(now_s):
+            self._obey_cancels()
+            self._store_progress()
+        if beats and self._active:
+            self._write(lambda db: queue.heartbeat(db, list(self._active)))
+        if self._recovery.is_due(now_s):
+            self._recover()
+        if now_s >= self._next_claim_s:
+            self._next_claim_s = now_s + (_CONTROL_S if self._active else _POLL_S)
+            while not self._stopping and self._claim_one():
+                pass
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def _could(self, step: Callable[[], None]) -> bool:
+        """Do one step; False if the database cannot be used for it now. Nothing is lost then: it is done again."""
+        try:
+            step()
+        except session.DatabaseUnavailable as error:
+            if not self._trouble:
+                _log.warning("%s. Runs under way go on; their results are kept until it can be used again", error)
+            self._trouble = str(error)
+            return False
+        return True
+
+    def _write(self, action: Callable[[Session], Result]) -> Result:
+        with self._database.writing() as db:
+            result = action(db)
+        if self._trouble:
+            self._trouble = ""
+            _log.info("the database can be used again")
+        return result
+
+    def _owe(self, action: Callable[[Session], object]) -> None:
+        """Have something written now or, where that is not possible, as soon as it is."""
+        self._owed.append(action)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._owed:
+            self._write(self._owed[0])
+            self._owed.popleft()
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -148,8 +222,10 @@ class Supervisor:
         for device in self._devices:
             if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
                 continue
-            lock = DeviceLock.try_acquire(device.id)
+            lock = self._executor.lock(device.id)
             if lock is None:
+                # Somebody else measures there; what waits for it is work.
+                self._worked_s = time.monotonic()
                 continue
             try:
                 if self._start(lock, MEASURED_KINDS):
@@ -159,43 +235,38 @@ class Supervisor:
                 lock.close()
         return False
 
-    def _start(self, lock: DeviceLock | None, kinds: Collection[str]) -> bool:
+    def _start(self, lock: Lock | None, kinds: Collection[str]) -> bool:
         devices = [lock.device] if lock else [device.id for device in self._devices]
-        with self._database.writing() as db:
-            claimed = queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds)
+        claimed = self._write(lambda db: queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds))
         if claimed is None:
             return False
-        folder = run_folder(self._home, claimed.uid)
+        work = Work(claimed.spec, claimed.spec_hash, run_folder(self._home, claimed.uid))
         try:
-            worker = self._executor.submit(claimed.spec, folder, lock)
+            worker = self._executor.submit(work, lock)
         except OSError as error:
-            ending: Ending = ("failed", f"The worker could not be started: {error}")
-            self._finish(claimed.id, document_without_result(claimed.spec, claimed.spec_hash, ending))
-            return True
-        self._active[claimed.id] = _Active(claimed.id, claimed.spec, claimed.spec_hash, worker)
-        with self._database.writing() as db:
-            queue.started(
-                db,
-                claimed.id,
+            # The machine's trouble (a full disk, no process to be had) and not the run's: nothing of it ran.
+            _log.warning("run %d could not be started and is queued again: %s", claimed.id, error)
+            self._next_claim_s = time.monotonic() + _START_GRACE_S
+            self._owe(partial(queue.put_back, run_id=claimed.id))
+            return False
+        self._active[claimed.id] = _Active(claimed.id, claimed.spec, worker)
+        self._owe(
+            partial(
+                queue.started,
+                run_id=claimed.id,
                 worker_pid=worker.pid,
                 worker_process_started_at=worker.process_start_s,
-                run_folder=str(folder),
+                run_folder=str(work.folder),
             )
+        )
         return True
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
-    def _look_at_workers(self, now_s: float) -> None:
+    def _collect_ended(self) -> None:
         for active in list(self._active.values()):
             if not active.worker.is_alive():
                 self._collect(active)
-                continue
-            if now_s >= active.next_sample_s:
-                active.next_sample_s = now_s + SAMPLE_INTERVAL_S
-                active.worker.sample()
-                ending = limit_passed(active.spec, active.worker)
-                if ending is not None:
-                    self._end(active, ending)
 
     def _obey_cancels(self) -> None:
         if not self._active:
@@ -203,11 +274,9 @@ class Supervisor:
         with self._database.reading() as db:
             requested = queue.cancel_requests(db, list(self._active))
         for run_id in requested:
-            self._end(self._active[run_id], ("cancelled", "Cancelled while it was running"))
-
-    def _end(self, active: _Active, ending: Ending) -> None:
-        active.worker.cancel()
-        self._collect(active, ending)
+            active = self._active[run_id]
+            active.worker.cancel(("cancelled", "Cancelled while it was running"))
+            self._collect(active)
 
     def _store_progress(self) -> None:
         moved = []
@@ -219,71 +288,107 @@ class Supervisor:
                     active.stored_progress = shown
                     moved.append((active.run_id, asdict(progress)))
         if moved:
-            with self._database.writing() as db:
-                for run_id, document in moved:
-                    queue.progress(db, run_id, document)
+            self._write(lambda db: [queue.progress(db, run_id, document) for run_id, document in moved])
 
     def _wait(self) -> None:
         """Sleep until a worker ends or it is time to look again; never spin beside a measurement."""
         sentinels = [a.worker.sentinel for a in self._active.values() if a.worker.sentinel is not None]
-        timeout_s = SAMPLE_INTERVAL_S if self._active else _POLL_S
         if sentinels:
-            connection.wait(sentinels, timeout=timeout_s)
+            connection.wait(sentinels, timeout=_POLL_S)
         else:
-            time.sleep(timeout_s)
+            time.sleep(_POLL_S)
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
-    def _collect(self, active: _Active, ending: Ending | None = None) -> None:
-        # A result that was whole before the worker was ended is kept: it was measured.
+    def _collect(self, active: _Active) -> None:
         document = active.worker.collect()
-        if document is None:
-            ending = ending or ending_of(active.worker)
-            document = document_without_result(active.spec, active.spec_hash, ending, active.worker)
-        self._finish(active.run_id, document)
         del self._active[active.run_id]
         self._next_claim_s = 0.0  # a device is free: the next run need not wait for the next look at the queue
+        self._finish(active.run_id, document)
 
     def _finish(self, run_id: int, document: Mapping[str, Any]) -> None:
-        with self._database.writing() as db:
-            stored = queue.finish(db, run_id, _without_predictions(document))
-            if stored and (entries := _predictions(document)):
-                predictions.store(db, entries, document["spec"].get("card"))
-                # Whoever asked finds the answers there; among the runs the request would only be in the way.
-                runs.archive(db, [run_id])
-        _log.info("run %d %s", run_id, document["state"] if stored else "was already finished")
+        self._owe(partial(_store_end, run_id=run_id, document=document))
 
     # --- recovering -------------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Adopt, collect or declare lost every running run whose supervisor is gone."""
+        """Adopt, collect, queue again or declare lost every running run whose supervisor is gone."""
         with self._database.reading() as db:
             running = queue.running(db)
+        self._signs = {row.id: self._signs[row.id] for row in running if row.id in self._signs}
         for row in running:
-            if row.id in self._active or _supervisor_lives(row.supervisor, self._id):
-                continue
-            folder = run_folder(self._home, row.uid)
-            worker = self._executor.adopt(folder)
-            if worker is not None:
-                _log.info("run %d: adopted its worker, process %d", row.id, worker.pid)
-                with self._database.writing() as db:
-                    adopted = queue.adopt(db, row.id, self._id)
-                if adopted:
-                    self._active[row.id] = _Active(row.id, row.spec, row.spec_hash, worker)
-                continue
-            gone = LocalWorker(0, 0.0, folder)
-            document = gone.collect()
-            if document is None:
-                if worker_identity(folder) is None and time.time() - (row.claimed_at or 0.0) < _START_GRACE_S:
-                    continue
-                text = "The supervisor and the worker both ended before there was a result"
-                document = document_without_result(row.spec, row.spec_hash, ("lost", text), gone)
-            self._finish(row.id, document)
+            if row.id not in self._active and not self._supervisor_lives(row):
+                self._recover_run(row)
+
+    def _recover_run(self, row: queue.RunningRun) -> None:
+        # Its supervisor may have had another home.
+        folder = Path(row.run_folder) if row.run_folder else run_folder(self._home, row.uid)
+        work = Work(row.spec, row.spec_hash, folder)
+        worker = self._executor.adopt(work)
+        if worker is not None and worker.is_alive():
+            _log.info("run %d: adopted its worker, process %d", row.id, worker.pid)
+            if self._write(partial(queue.adopt, run_id=row.id, supervisor=self._id)):
+                self._active[row.id] = _Active(row.id, row.spec, worker)
+        elif worker is not None:
+            self._finish(row.id, worker.collect())
+        elif row.worker_pid is not None:
+            text = "The supervisor and the worker both ended before there was a result, and the run's folder is gone"
+            self._finish(row.id, document_without_result(work, ("lost", text)))
+        elif max(self._silent_s(row, row.claimed_at), time.time() - (row.claimed_at or 0.0)) >= _START_GRACE_S:
+            _log.info("run %d had not begun when its supervisor ended: queued again", row.id)
+            self._owe(partial(queue.put_back, run_id=row.id))
+
+    def _supervisor_lives(self, row: queue.RunningRun) -> bool:
+        """Whether the supervisor that claimed a run still answers for it, as far as can be told from here."""
+        if row.supervisor == self._id:
+            return True
+        pid, started_s, *host = (row.supervisor or "0@0").split("@", 2)
+        # Before there were several hosts its name was not part of it.
+        if host in ([], [self._host]):
+            return is_same_process(int(pid), float(started_s))
+        return self._silent_s(row, row.heartbeat_at) < _FOREIGN_SILENCE_S
+
+    def _silent_s(self, row: queue.RunningRun, sign: float | None) -> float:
+        """For how many seconds this sign of a run has been seen here without a change: no clock that can be set."""
+        now_s = time.monotonic()
+        known = self._signs.get(row.id)
+        if known is None or known[0] != sign:
+            known = self._signs[row.id] = (sign, now_s)
+        return now_s - known[1]
 
 
 def run_folder(home: Path, uid: str) -> Path:
     """Where a run keeps its files: ``<home>/runs/<uid>``."""
     return home / "runs" / uid
+
+
+def _store_end(db: Session, run_id: int, document: Mapping[str, Any]) -> None:
+    if document["state"] == "out_of_memory":
+        document = _with_what_was_predicted(db, document)
+    stored = queue.finish(db, run_id, _without_predictions(document))
+    if stored and (entries := _predictions(document)):
+        predictions.store(db, entries, document["spec"].get("card"))
+        # Whoever asked finds the answers there; among the runs the request would only be in the way.
+        runs.archive(db, [run_id])
+    _log.info("run %d %s", run_id, document["state"] if stored else "was already finished")
+
+
+def _with_what_was_predicted(db: Session, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The result of a run that ran out of memory, saying also what was predicted of it if that is known."""
+    try:
+        spec = parse_spec(document["spec"])
+    except SpecError:
+        return document
+    if isinstance(spec, InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec):
+        return document
+    key = prediction_key(spec)
+    metrics = predictions.find(db, [key]).get(key, {}).get("metrics") or ()
+    peaks = [metric["value"] for metric in metrics if metric["name"] == "peak_bytes"]
+    if not peaks:
+        return document
+    error = dict(document["error"])
+    error["text"] = f"{error['text']}; predicted was a peak of {max(peaks) / 2**30:.3g} GiB of tensors"
+    return {**document, "error": error}
 
 
 def _predictions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -300,11 +405,3 @@ def _without_predictions(document: Mapping[str, Any]) -> Mapping[str, Any]:
         return document
     keys = [{"key": entry.get("key"), "spec_hash": entry.get("spec_hash")} for entry in entries]
     return {**document, "inspection": {"predictions": keys}}
-
-
-def _supervisor_lives(name: str | None, own: str) -> bool:
-    """Whether the supervisor that claimed a run still runs (on this host) and so still answers for it."""
-    if name == own:
-        return True
-    pid, separator, started_s = (name or "").partition("@")
-    return bool(separator) and is_same_process(int(pid), float(started_s))

@@ -7,6 +7,7 @@ is), ``log.txt`` and, once and whole, ``result.json``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -22,6 +23,7 @@ from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
+from engine.secrets import masked, masking
 from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
@@ -31,6 +33,7 @@ RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
 
 _PROGRESS_INTERVAL_S = 0.1
+_WRITE_AGAIN_S = 1.0
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -40,13 +43,14 @@ def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None)
     ``lock`` is this worker's copy of the device lock; it is held until the process ends and never used otherwise.
     """
     os.setsid()
+    _give_way()
     run_folder = Path(folder)
     _send_output_to(run_folder / LOG_FILE)
     identity = {"pid": os.getpid(), "process_start_s": process_start_s(os.getpid())}
-    write_atomically(run_folder / WORKER_FILE, identity)
+    _insist_on_writing(run_folder / WORKER_FILE, identity)
     spec = parse_spec(spec_document)
     result = _run(spec, run_folder)
-    write_atomically(run_folder / RESULT_FILE, result.to_document())
+    _insist_on_writing(run_folder / RESULT_FILE, result.to_document())
 
 
 def probe(connection: Any) -> None:
@@ -78,6 +82,31 @@ def write_atomically(path: Path, document: Any) -> None:
     temporary.replace(path)
 
 
+def _insist_on_writing(path: Path, document: Any) -> None:
+    """Write JSON however long it takes: a full disk gets room again, and a folder that somebody deleted is made again.
+
+    What was measured is worth the wait; the run's own time limit ends it.
+    """
+    is_told = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, document)
+        except OSError as error:
+            if not is_told:
+                _tell(f"{path.name} cannot be written ({error.strerror}); trying again until it can")
+                is_told = True
+            time.sleep(_WRITE_AGAIN_S)
+        else:
+            return
+
+
+def _tell(text: str) -> None:
+    # Where a result cannot be written, a log may not be either.
+    with contextlib.suppress(OSError):
+        logging.getLogger("engine").warning("%s", text)
+
+
 class _ProgressFile:
     """Keeps ``progress.json`` current, at most ten times a second, so that reporting costs the job nothing."""
 
@@ -99,8 +128,10 @@ class _ProgressFile:
             logging.getLogger("engine").info("%s", progress.phase)
         self._phase, self._written_s = progress.phase, now_s
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(progress)))
-        temporary.replace(self._path)
+        # Where it cannot be shown, the job goes on all the same.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(asdict(progress)))
+            temporary.replace(self._path)
 
 
 def _run(spec: Spec, folder: Path) -> Result:
@@ -118,7 +149,8 @@ def _run(spec: Spec, folder: Path) -> Result:
     try:
         _prepare_process(spec)
         # A worker that is ended leaves no result to hold it; until here there is what the executor wrote.
-        write_atomically(folder / ENVIRONMENT_FILE, environment())
+        with contextlib.suppress(OSError):
+            write_atomically(folder / ENVIRONMENT_FILE, environment())
         from engine.jobs import JOBS, run_job
 
         importlib.import_module(JOBS[spec.kind])
@@ -130,7 +162,8 @@ def _run(spec: Spec, folder: Path) -> Result:
         if background.share is not None and spec.kind in MEASURED_KINDS:
             metrics += (Metric("background_cpu_share", "share", background.share),)
     except BaseException as problem:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         state = "out_of_memory" if _is_out_of_memory(problem) else "failed"
         text = _first_sentence(problem)
         if state == "out_of_memory":
@@ -167,14 +200,21 @@ def _usable_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
+def _give_way() -> None:
+    """Let the kernel end this process before any other if the machine runs out of memory faster than it is watched."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def _send_output_to(path: Path) -> None:
-    """Let everything this process prints, from C libraries too, end in its log file."""
+    """Let everything this process prints, from C libraries too, end in its log file; Python's without secrets."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    sys.stdout, sys.stderr = masking(sys.stdout), masking(sys.stderr)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s: %(message)s",
@@ -208,4 +248,4 @@ def _peak_so_far() -> tuple[Metric, ...]:
 
 def _first_sentence(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[0] if lines else f"{type(problem).__name__} without a message"
+    return masked(lines[0]) if lines else f"{type(problem).__name__} without a message"

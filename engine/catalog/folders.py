@@ -10,6 +10,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from engine.sentences import one_line
+
 ROOTS_VARIABLE = "PEFT_LAB_MODEL_ROOTS"
 _SHOWN = 120
 
@@ -98,5 +100,4 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(text: str) -> str:
-    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return "".join(character if character.isprintable() else "?" for character in short)
+    return one_line(text, _SHOWN)

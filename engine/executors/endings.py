@@ -1,73 +1,86 @@
-"""What a run is called when its worker left no result: past a limit, killed, or gone. Pure functions over a worker.
+"""What a run is called when its worker left no result: past a limit, killed, or gone. Pure functions.
 
-Does not end processes and does not store anything. Used by the supervisor and by the command line alike, so that a run
-ends in the same words wherever it ran.
+Does not look at processes, does not end them and does not store anything. Used wherever workers run, so that a run ends
+in the same words everywhere.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.executors.local import LocalWorker
-from engine.measure.free_memory import RESERVE_VARIABLE, free_memory_bytes, reserve_bytes
-from engine.result import Failure, Metric, Result, State
-
-Ending = tuple[State, str]
+from engine.executors import Ending, Work
+from engine.measure.free_memory import RESERVE_VARIABLE
+from engine.result import Failure, Metric, Result, Sample
 
 
-def limit_passed(spec: Mapping[str, Any], worker: LocalWorker) -> Ending | None:
-    """The state and sentence of a run that must be ended now, by its own limits or because the machine runs out."""
+def limit_passed(spec: Mapping[str, Any], age_s: float, peak_bytes: int, phase: str | None) -> Ending | None:
+    """How a run ends that has passed one of its spec's own limits; None while it is within them.
+
+    ``peak_bytes`` is the largest anonymous memory seen of its process, ``phase`` what its job said last.
+    """
     timeout_s, limit_bytes = spec.get("timeout_s"), spec.get("memory_limit_bytes")
-    if timeout_s is not None and worker.age_s > timeout_s:
+    if timeout_s is not None and age_s > timeout_s:
         return "timed_out", f"timeout_s: the run took longer than its {timeout_s:g} s"
-    peak_bytes = worker.peak_rss_anon_bytes
     if limit_bytes is not None and peak_bytes > limit_bytes:
-        text = f"the run reached {peak_bytes} bytes, over its limit {limit_bytes}{_phase_of(worker)}"
+        text = f"the run reached {_size(peak_bytes)}, over its limit of {_size(limit_bytes)}{_in(phase)}"
         return "out_of_memory", f"memory_limit_bytes: {text}"
-    free_bytes, reserve = free_memory_bytes(), reserve_bytes()
-    if free_bytes < reserve:
-        return "out_of_memory", (
-            f"The run was stopped at {peak_bytes} bytes{_phase_of(worker)}, because the machine had {free_bytes} left, "
-            f"less than the reserve of {reserve} ({RESERVE_VARIABLE})"
-        )
     return None
 
 
-def _phase_of(worker: LocalWorker) -> str:
-    progress = worker.progress()
-    return "" if progress is None else f" in the phase {progress.phase!r}"
+def reserve_reached(peak_bytes: int, phase: str | None, free_bytes: int, reserve_bytes: int) -> Ending:
+    """How a run ends that was stopped because the machine had less memory left than no run may take."""
+    return "out_of_memory", (
+        f"The run was stopped at {_size(peak_bytes)}{_in(phase)}, because the machine had {_size(free_bytes)} left, "
+        f"less than its reserve of {_size(reserve_bytes)} ({RESERVE_VARIABLE})"
+    )
 
 
-def ending_of(worker: LocalWorker) -> Ending:
-    """Why a worker that is gone left no result, as far as the system tells."""
-    if worker.exit_code is None or worker.exit_code >= 0:
-        code = "" if worker.exit_code is None else f" with exit code {worker.exit_code}"
+def ended_by_itself(exit_code: int | None, *, killed_for_memory: bool) -> Ending:
+    """Why a worker that nobody ended left no result, as far as the system tells.
+
+    ``killed_for_memory``: the kernel ended processes of this machine for want of memory while it ran.
+    """
+    if exit_code is None or exit_code >= 0:
+        code = "" if exit_code is None else f" with exit code {exit_code}"
         return "lost", f"The worker process ended{code} before it wrote a result; its log may say why"
-    name = signal.Signals(-worker.exit_code).name
-    if name == "SIGKILL" and worker.was_killed_for_memory():
+    name = signal.Signals(-exit_code).name
+    if name == "SIGKILL" and killed_for_memory:
         return "out_of_memory", "The operating system ended the worker because the machine ran out of memory"
     return "lost", f"The worker process was ended by {name} before it wrote a result"
 
 
 def document_without_result(
-    spec: Mapping[str, Any], spec_hash: str, ending: Ending, worker: LocalWorker | None = None
+    work: Work,
+    ending: Ending,
+    *,
+    peak_bytes: int | None = None,
+    samples: Sequence[Sample] = (),
+    environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The result document of a run whose worker could not write one, with all that is known of it.
+    """The result document of a run whose worker could not write one, with all that was seen of it from outside.
 
-    A worker, also one that is gone, adds its environment, its samples and, out of memory, the peak seen so far.
+    Out of memory it carries ``peak_bytes``, the largest anonymous memory seen.
     """
     state, text = ending
     metrics: tuple[Metric, ...] = ()
-    if worker is not None and state == "out_of_memory":
-        metrics = (Metric("peak_rss_bytes", "bytes", float(worker.peak_rss_anon_bytes), variant="anonymous"),)
+    if peak_bytes is not None and state == "out_of_memory":
+        metrics = (Metric("peak_rss_bytes", "bytes", float(peak_bytes), variant="anonymous"),)
     return Result(
         state=state,
-        spec=dict(spec),
-        spec_hash=spec_hash,
+        spec=dict(work.spec),
+        spec_hash=work.spec_hash,
         metrics=metrics,
-        samples=tuple(worker.samples) if worker else (),
-        environment=worker.environment() if worker else {},
+        samples=tuple(samples),
+        environment=environment or {},
         error=Failure(state, text),
     ).to_document()
+
+
+def _in(phase: str | None) -> str:
+    return "" if phase is None else f" in the phase {phase!r}"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.3g} GiB"

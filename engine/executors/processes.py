@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
@@ -48,27 +48,72 @@ def process_age_s(start_s: float) -> float:
     return max(now_s - start_s, 0.0)
 
 
+def asleep_s() -> float:
+    """For how many seconds this machine has slept since it was booted; 0 where the system does not tell."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def is_same_process(pid: int, started_s: float) -> bool:
     """Whether the process that had this pid and start time is still alive."""
     now = process_start_s(pid)
     return now is not None and abs(now - started_s) < 0.005
 
 
-def end_process_group(pid: int, grace_s: float = 1.0) -> None:
-    """End a worker and everything it started: SIGTERM to its process group, SIGKILL after ``grace_s`` seconds."""
-    for signal_number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(pid, signal_number)
-        except (ProcessLookupError, PermissionError):
-            return
-        deadline_s = time.monotonic() + wait_s
-        while time.monotonic() < deadline_s:
-            if process_start_s(pid) is None:
-                # The leader is gone; what it left in its group goes with it.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
-                return
-            time.sleep(0.01)
+def end_processes(pid: int, started_s: float, grace_s: float = 1.0) -> None:
+    """End a worker and everything it started, and wait for that: SIGTERM to all of it, SIGKILL after ``grace_s``.
+
+    Also where the worker itself is gone and left processes behind.
+    """
+    if grace_s > 0:
+        _wait_for_end(signal_processes(pid, started_s, signal.SIGTERM), grace_s)
+    # A second round for what was started while the first went on.
+    while (ended := signal_processes(pid, started_s, signal.SIGKILL)) and _wait_for_end(ended, 5.0):
+        pass
+
+
+def signal_processes(pid: int, started_s: float, signal_number: signal.Signals) -> list[tuple[int, float]]:
+    """Send a signal to a worker and everything it started; return the pid and start of each. Does not wait.
+
+    That is what is in the worker's session, also when the worker is gone, and what descends from any of it:
+    compilers are started in sessions of their own.
+    """
+    members = _processes_of(pid, started_s)
+    for member, _ in members:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal_number)
+    return members
+
+
+def _processes_of(pid: int, started_s: float) -> list[tuple[int, float]]:
+    now_s = process_start_s(pid)
+    if now_s is not None and not is_same_process(pid, started_s):
+        # The system gives no number away that is still a session's: nothing of the worker is left.
+        return []
+    members = {other for other in psutil.pids() if _session_of(other) == pid}
+    # Its session is that of its parent until it has made its own.
+    members |= {pid} if now_s is not None else set()
+    for member in tuple(members):
+        with contextlib.suppress(psutil.Error):
+            members.update(child.pid for child in psutil.Process(member).children(recursive=True))
+    return [(member, start_s) for member in members if (start_s := process_start_s(member)) is not None]
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _wait_for_end(processes: Sequence[tuple[int, float]], timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while any(is_same_process(pid, started_s) for pid, started_s in processes):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 class DeviceLock:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.executors import Work
 from engine.executors.local import LocalExecutor
 from engine.measure.environment import environment
 from engine.spec import parse_spec
@@ -48,12 +49,12 @@ def sweep_and_dispatch(opened: Lab, sweep: list[dict[str, Any]]) -> tuple[float,
 def cold_start_s(repeats: int) -> list[float]:
     """Seconds from submitting to the job's first line when every worker imports everything itself (``spawn``)."""
     executor = LocalExecutor("spawn")
-    spec = parse_spec({"model": "tiny-test", "repeats": 1, "warmup": 0}).model_dump(mode="json")
+    spec = parse_spec({"model": "tiny-test", "repeats": 1, "warmup": 0})
     found = []
     for _ in range(repeats):
         folder = Path(tempfile.mkdtemp(prefix="peft-lab-bench-"))
         started_at = time.time()
-        worker = executor.submit(spec, folder, None)
+        worker = executor.submit(Work.of(spec, folder), None)
         while worker.is_alive():
             time.sleep(0.05)
         found.append(job_started_at(folder) - started_at)

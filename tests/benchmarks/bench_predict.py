@@ -141,16 +141,16 @@ class JobFailed(RuntimeError):
 
 def _held(executor: LocalExecutor, asked: Asked, folder: Path) -> Iterator[Held]:
     """Every peak that a spec's job has, measured and by each rule; the job runs while the rules are asked."""
-    from engine.executors.processes import DeviceLock
+    from engine.executors import Work
     from engine.jobs.predict import checked
     from engine.spec import InferenceSpec, InspectSpec, MergeFilesSpec, PredictSpec, TrainSpec, parse_spec
     from tests.benchmarks.estimates import accelerate_bytes, formula_bytes
 
     spec = parse_spec(asked.document)
     assert not isinstance(spec, InspectSpec | MergeFilesSpec | PredictSpec)
-    while (lock := DeviceLock.try_acquire("cpu")) is None:
+    while (lock := executor.lock("cpu")) is None:
         time.sleep(0.2)
-    worker = executor.submit(asked.document, folder, lock)
+    worker = executor.submit(Work.of(spec, folder), lock)
     lock.close()
     name = _PEAKS.get(spec.kind, "peak_bytes")
     predicted = {metric.variant: metric.value for metric in checked(spec).metrics() if metric.name == name}
@@ -183,8 +183,8 @@ def _measured(worker: LocalWorker) -> Mapping[tuple[str, str | None], float]:
     while worker.is_alive():
         time.sleep(0.02)
     document = worker.collect()
-    if document is None or document["state"] != "succeeded":
-        raise JobFailed(document["error"]["text"] if document else "the worker left no result")
+    if document["state"] != "succeeded":
+        raise JobFailed(document["error"]["text"])
     return {(metric["name"], metric["variant"]): metric["value"] for metric in document["metrics"]}
 
 

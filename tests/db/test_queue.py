@@ -132,6 +132,28 @@ def test_a_supervisor_finds_its_workers_again_and_another_can_adopt_them(databas
     assert (running.run_folder, running.supervisor) == ("/runs/abc", "new")
 
 
+def test_a_claimed_run_of_which_nothing_was_run_goes_back_to_its_place(database: Database, enqueue, claim) -> None:
+    first, second = enqueue(2)
+    assert claim().id == first
+    with database.writing() as session:
+        assert queue.put_back(session, first)
+        assert not queue.put_back(session, second)
+    assert [claim("another").id, claim().id] == [first, second]
+
+
+def test_a_run_goes_not_back_to_the_queue_when_a_worker_was_started_or_it_was_cancelled(
+    database: Database, enqueue, claim
+) -> None:
+    measured, cancelled = enqueue(2)
+    assert [claim().id, claim().id] == [measured, cancelled]
+    with database.writing() as session:
+        queue.started(session, measured, 1, 1.0, "runs/x")
+        queue.request_cancel(session, [cancelled])
+        assert not queue.put_back(session, measured)
+        assert queue.put_back(session, cancelled)
+    assert [state(database, measured), state(database, cancelled)] == ["running", "cancelled"]
+
+
 def test_progress_and_heartbeats_show_that_a_run_is_alive(database: Database, enqueue, claim) -> None:
     run_id, waiting = enqueue(2)
     claim()

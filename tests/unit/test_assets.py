@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,18 +20,21 @@ SCRIPTS = FOLDER / "static" / "js"
 
 
 class Behind:
-    """What stands behind the middleware; it answers everything with one page and keeps what it was asked for."""
+    """What stands behind the middleware; it answers everything with one page, as far as it may packed, and keeps what
+    it was asked for.
+    """
 
     asked: list[str]
     status: int
 
     async def __call__(self, scope: Any, _receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         self.asked.append(scope["path"])
-        headers = [(b"content-type", b"text/html"), (b"Content-Length", str(len(INDEX)).encode()), (b"etag", b'"1"')]
+        page = gzip.compress(INDEX) if b"gzip" in dict(scope["headers"]).get(b"accept-encoding", b"") else INDEX
+        headers = [(b"content-type", b"text/html"), (b"Content-Length", str(len(page)).encode()), (b"etag", b'"1"')]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        for start in range(0, len(INDEX), 4096):
-            more = start + 4096 < len(INDEX)
-            await send({"type": "http.response.body", "body": INDEX[start : start + 4096], "more_body": more})
+        for start in range(0, len(page), 4096):
+            more = start + 4096 < len(page)
+            await send({"type": "http.response.body", "body": page[start : start + 4096], "more_body": more})
 
 
 BEHIND = Behind()
@@ -48,8 +52,11 @@ def answer(path: str, method: str = "GET", status: int = 200) -> tuple[int, dict
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    asyncio.run(ASSETS({"type": "http", "method": method, "path": path}, receive, send))
+    asked = [(b"host", b"127.0.0.1"), (b"accept-encoding", b"gzip, deflate, br")]
+    asyncio.run(ASSETS({"type": "http", "method": method, "path": path, "headers": asked}, receive, send))
     content = b"".join(message.get("body", b"") for message in sent[1:])
+    if content.startswith(b"\x1f\x8b"):
+        content = gzip.decompress(content)
     return sent[0]["status"], {name.lower(): value for name, value in sent[0]["headers"]}, content
 
 
