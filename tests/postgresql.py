@@ -6,6 +6,7 @@ Nothing of a server that is at work on this machine is touched.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import pwd
@@ -22,6 +23,8 @@ from sqlalchemy.exc import OperationalError
 USER = "lab"
 # Where Debian puts the server, which is not on the path.
 DEBIAN = Path("/usr/lib/postgresql")
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 #: For tests, to which it does not matter what a power cut would lose.
 CARELESS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
 
@@ -61,7 +64,8 @@ class Server:
                 start = {"cwd": self._folder, "stdout": output, "stderr": output, **as_whom}
                 subprocess.run([binaries / "initdb", "-D", cluster, *how], check=True, **start)
                 arguments = [part for option in options for part in ("-c", option)]
-                self._process = subprocess.Popen([binaries / "postgres", "-D", cluster, *arguments], **start)
+                command = [binaries / "postgres", "-D", cluster, *arguments]
+                self._process = subprocess.Popen(command, preexec_fn=_end_with_parent, **start)
         except BaseException:
             shutil.rmtree(self._folder)
             raise
@@ -104,6 +108,11 @@ class Server:
                     self.stop()
                     raise
             time.sleep(0.05)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end the server when the tests are killed and cannot."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def _binaries() -> Path | None:
