@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sqlite3
 
 import pandas as pd
 import streamlit as st
@@ -60,8 +59,9 @@ def supervisor_card(supervisor: SupervisorState, heartbeat_at: float | None) -> 
 
 def database_card(size: DatabaseSize | None) -> Card:
     """What is stored and how much of it is room for more."""
-    if size is None:
-        return Card("Database", formatting.DASH, "on another server")
+    if size is None or size.log_bytes is None or size.reusable_bytes is None:
+        on_disk = formatting.DASH if size is None else formatting.size(size.file_bytes)
+        return Card("Database", on_disk, f"on {state.database().software()[0]}")
     return Card(
         "Database",
         formatting.size(size.file_bytes + size.log_bytes),
@@ -228,7 +228,7 @@ def versions() -> dict[str, str]:
             found[name] = formatting.DASH
     return {
         **found,
-        "SQLite": sqlite3.sqlite_version,
+        **dict([state.database().software()]),
         "database schema": schema_revisions()[-1],
         "system": f"{platform.system()} {platform.release()}",
     }
