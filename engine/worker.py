@@ -211,12 +211,14 @@ def _give_way() -> None:
 
 def _send_output_to(path: Path) -> None:
     """Let everything this process prints, from C libraries too, end in its log file; Python's without secrets."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    # On a disk that takes no new file it goes where the supervisor's output goes.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
     sys.stdout, sys.stderr = masking(sys.stdout), masking(sys.stderr)
     logging.basicConfig(
         level=logging.INFO,

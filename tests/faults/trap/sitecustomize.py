@@ -60,7 +60,8 @@ def _is_asked_for(place: str) -> bool:
 
 def _lines(frame: FrameType, event: str, _argument: Any) -> Any:
     global _lines_left
-    if event == "line":
+    # It may have been something else that was asked for when this function was called.
+    if event == "line" and _is_asked_for(str(_place(frame.f_code))):
         _lines_left -= 1
         if _lines_left == 0:
             _fire(f"{_place(frame.f_code)}:{frame.f_lineno}")
