@@ -169,3 +169,16 @@ class Tag(Base):
 
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class Action(Base):
+    """Something that a person did to what is stored. ``run_ids`` is text, "3, 7-12"; empty where no run was meant."""
+
+    __tablename__ = "actions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    done_at: Mapped[float]
+    person: Mapped[str]
+    action: Mapped[str]
+    run_ids: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import frames, progress
+from app.widgets import acting, frames, progress
 from app.widgets.estimates import Estimator
 from db import runs
 from db.runs import RunRow
@@ -20,7 +20,7 @@ def waiting_list(rows: list[RunRow]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader(f"{formatting.plural(len(rows), 'run')} waiting", anchor=False)
         if len(rows) > 1:
-            st.button(
+            acting.button(
                 "Cancel all waiting",
                 key="cancel_all",
                 icon=":material/cancel:",
@@ -32,7 +32,7 @@ def waiting_list(rows: list[RunRow]) -> None:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
                 sweep = f" :gray[· {formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
                 st.markdown(f":gray[{row.id}] {progress.run_name(row)}{sweep}", width="content")
-                st.button(
+                acting.button(
                     "Cancel",
                     key=f"cancel_{row.id}",
                     type="tertiary",

@@ -10,7 +10,7 @@ import sqlite3
 import pandas as pd
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, people, state
 from app.host import Host, look
 from app.host_warnings import host_warnings, supervisor_warning
 from app.supervision import SupervisorState
@@ -18,12 +18,14 @@ from app.widgets import progress
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, cards
 from app.widgets.pruning import prune_section
-from db import queue, runs
+from db import actions, queue, runs
 from db.session import DatabaseSize, home, schema_revisions
 from engine.result import STATES
 
 #: Looking at every process takes some milliseconds of CPU, which must not show in a measurement.
 LOOK_EVERY_S = 10
+#: The table itself keeps all.
+DEEDS_SHOWN = 200
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "streamlit", "sqlalchemy")
 
 
@@ -217,6 +219,44 @@ def software() -> None:
     table_downloads(pd.DataFrame(rows), "versions_and_settings")
 
 
+def deeds() -> None:
+    """What people did here last. Whoever may only look is told no names."""
+    st.subheader("Who did what", anchor=False)
+    with state.database().reading() as session:
+        rows = actions.recent(session, limit=DEEDS_SHOWN)
+    if not rows:
+        st.caption("Every launch, cancel, edit, import and deletion is recorded here; there was none yet.")
+        return
+    frame = pd.DataFrame(
+        [
+            {
+                "when": formatting.moment(row.done_at, state.zone()),
+                "who": row.person,
+                "what": row.action,
+                "runs": row.run_ids,
+                "details": row.detail,
+            }
+            for row in rows
+        ]
+    )
+    if not people.visitor().may_change:
+        frame = frame.drop(columns="who")
+    st.dataframe(
+        frame,
+        hide_index=True,
+        height="content" if len(rows) <= 8 else 320,
+        alt="What people launched, cancelled, changed, imported and deleted, newest first",
+        column_config={
+            "when": "When",
+            "who": "Who",
+            "what": "What",
+            "runs": "Runs",
+            "details": st.column_config.TextColumn("Details", width="large"),
+        },
+    )
+    table_downloads(frame, "actions")
+
+
 def escaped(facts: dict[str, str]) -> dict[str, str]:
     """Names and values as plain text, because tables read Markdown."""
     return {formatting.plain(name): formatting.plain(value) for name, value in facts.items()}
@@ -226,4 +266,6 @@ st.title("System")
 live()
 devices_table()
 software()
-prune_section()
+deeds()
+if people.visitor().may_change:
+    prune_section()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import formatting, state
-from app.widgets import labels
+from app import formatting, people, state
+from app.widgets import acting, labels
 from app.widgets.estimates import Estimator
 from db import queue
 from db.runs import RunRow
@@ -94,7 +94,7 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
                     icon=":material/open_in_new:",
                     query_params={"id": str(row.id)},
                 )
-                st.button(
+                acting.button(
                     "Cancel",
                     key=f"cancel_{row.id}",
                     icon=":material/cancel:",
@@ -108,10 +108,12 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
             st.code(log, language=None, wrap_lines=True)
 
 
+@people.told
 def cancel(run_ids: list[int]) -> None:
     """Cancel these runs: queued ones at once, running ones as soon as the supervisor sees it."""
-    with state.database().writing() as session:
-        queue.request_cancel(session, run_ids)
+    with people.acting("cancel") as act:
+        if queue.request_cancel(act.session, run_ids):
+            act.run_ids = run_ids
 
 
 def ended_line(row: RunRow) -> None:
