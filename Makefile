@@ -49,7 +49,7 @@ tests-side-by-side:
 	@# A thread each: the two processes would wait for each other's. What measures sets its own. Long files go first,
 	@# so that neither process is left with one at the end.
 	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile \
-	  --no-loadscope-reorder -m "not alone" tests/browser tests/engine tests/fuzz tests/app tests/db tests/unit
+	  --no-loadscope-reorder -m "not alone" tests/browser tests/engine tests/faults tests/fuzz tests/app tests/db tests/unit
 
 lint: ruff mypy ## ruff and mypy
 
