@@ -23,6 +23,7 @@ from tests.faults.lab import Lab
 
 #: A lab often waits, for a start or for nothing to happen: three keep two cores at work.
 _LABS_AT_ONCE = 3
+#: How many faults one lab lives through.
 _BATCH = 25
 #: Of the faults, those in migrations and those in the crowd; its runs, and those of them that are measured.
 _MIGRATIONS, _CROWD, _CROWD_RUNS, _MEASURED = 100, 20, 5000, 40
@@ -66,7 +67,8 @@ def _parts(folder: Path, faults: int, seed: int) -> Iterator[Callable[[], Report
         return _in_lab(folder / str(number), lambda lab: Campaign(lab, seed + number).run(planned))
 
     yield crowd
-    yield lambda: migrating.run(folder / "migrations", _MIGRATIONS, seed)
+    for start in range(0, _MIGRATIONS, _BATCH):
+        yield lambda start=start: migrating.run(folder / f"migrations-{start}", _BATCH, seed + start)
     planned = campaign.plan(max(faults - _MIGRATIONS - _CROWD, 0), seed)
     for start in range(0, len(planned), _BATCH):
         yield lambda start=start: batch(start, planned[start : start + _BATCH])
