@@ -100,6 +100,9 @@ bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
 
+bench-postgresql: $(ROOT)/.venv/installed-tests postgresql ## how fast a lab on PostgreSQL queues and stores runs, and what that means for 100 nodes
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_postgresql
+
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files
 
