@@ -11,7 +11,7 @@ IN_ROOT := cd "$(ROOT)" &&
 # Where Debian puts PostgreSQL's server, which is not on the path.
 POSTGRESQL := $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/postgres)))
 
-.PHONY: help run cluster backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases bench-postgresql chromium postgresql bench-merge-files bench-predict screenshots
+.PHONY: help run cluster backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases bench-postgresql chromium postgresql bench-merge-files bench-predict screenshots bench-load soak
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,14 +47,26 @@ restore: $(ROOT)/.venv/installed ## put a backup in the database's place: make r
 	@file="$(FILE)"; case "$$file" in ""|/*) ;; *) file="$(CURDIR)/$$file";; esac; \
 	  $(IN_ROOT) "$(BIN)/python" -m db restore "$$file"
 
-test: lint chromium postgresql ## lint, then unit, db, engine, app and browser tests
-	@# A thread each: the two processes would wait for each other's. What measures sets its own.
-	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile tests/unit tests/db tests/engine tests/app
-	@# By themselves: some hold promised times.
-	@$(IN_ROOT) "$(BIN)/python" -m pytest tests/browser
+test: ruff chromium postgresql ## lint and all tests: browser, engine, app, db and unit
+	@# The types are checked beside the tests: that takes a minute of one core.
+	@$(MAKE) -f "$(ROOT)/Makefile" --no-print-directory --jobs 2 mypy tests-side-by-side
+	@# By themselves: these hold promised times.
+	@$(IN_ROOT) "$(BIN)/python" -m pytest -m alone tests/browser
 
-lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
-	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . && "$(BIN)/python" -m mypy
+.PHONY: ruff mypy tests-side-by-side
+tests-side-by-side:
+	@# A thread each: the two processes would wait for each other's. What measures sets its own. Long files go first,
+	@# so that neither process is left with one at the end.
+	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile \
+	  --no-loadscope-reorder -m "not alone" tests/browser tests/engine tests/fuzz tests/app tests/db tests/unit
+
+lint: ruff mypy ## ruff and mypy
+
+ruff: $(ROOT)/.venv/installed-tests
+	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check .
+
+mypy: $(ROOT)/.venv/installed-tests
+	@$(IN_ROOT) "$(BIN)/python" -m mypy
 
 format: $(ROOT)/.venv/installed-tests ## let ruff fix and format
 	@$(IN_ROOT) "$(BIN)/python" -m ruff check --fix . && "$(BIN)/python" -m ruff format .
@@ -99,6 +111,13 @@ bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_visits
+
+bench-load: $(ROOT)/.venv/installed-tests chromium ## ten people browse while runs are measured: page times, and runs disturbed
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_load
+
+soak: $(ROOT)/.venv/installed-tests ## twenty minutes of runs and people: memory and file handles of each process, database growth
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.soak --minutes $(or $(MINUTES),20)
 
 bench-postgresql: $(ROOT)/.venv/installed-tests postgresql ## how fast a lab on PostgreSQL queues and stores runs, and what that means for 100 nodes
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_postgresql
@@ -111,7 +130,7 @@ bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measu
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict_gpu
 
 .PHONY: audit licences
-audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning (asks pypi.org)
+audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning
 	@$(IN_ROOT) timeout 60 "$(BIN)/python" -m pip_audit --progress-spinner off --timeout 5 || \
 	  echo "warning: pip-audit found weaknesses, or could not ask; see above" >&2
 

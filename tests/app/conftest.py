@@ -49,7 +49,6 @@ def open_page(database: Database) -> Callable[..., AppTest]:
 
     def open_(name: str, **query: str) -> AppTest:
         app = AppTest.from_file(str(MAIN), default_timeout=30)
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
         if name != "overview":

@@ -16,6 +16,7 @@ from app.access import Connection
 from db import actions, runs, transfer
 from db.actions import ActionRow
 from db.session import Database
+from engine.__main__ import main
 from tests.app import stored
 from tests.app.reading import words
 
@@ -223,6 +224,21 @@ def test_everything_that_can_be_done_to_stored_runs_is_recorded(some_runs: Datab
     assert found["import"].detail == "x.json"
     assert found["prune"].detail == "the samples of 1 run"
     assert found["load sample data"].run_ids == found["remove sample data"].run_ids != ""
+
+
+def test_an_import_on_the_command_line_is_recorded_once_under_its_account(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored.store(database, stored.init_document(), stored.result([1.0]))
+    with database.reading() as session:
+        document = transfer.export_document(session, 1)
+    (tmp_path / "from-the-gpu-box.json").write_text(json.dumps({**document, "uid": "0" * 32}))
+    for is_new in (True, False):
+        assert main(["import", str(tmp_path / "from-the-gpu-box.json")]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["created"] is is_new
+    (row,) = records(database)
+    assert (row.person, row.action, row.run_ids) == (actions.os_user(), "import", "2")
+    assert row.detail == "from-the-gpu-box.json"
 
 
 def test_pages_write_through_the_one_gate_only() -> None:

@@ -64,6 +64,11 @@ def linked(html: bytes) -> list[str]:
     return re.findall(r'<link rel="modulepreload" crossorigin href="\./static/js/([^"]+)">', html.decode())
 
 
+def base_script(page: str) -> bytes:
+    where = f"location.origin + location.pathname.slice(0, -{len(page)})"
+    return f"<script>window.__streamlit = {{BACKEND_BASE_URL: {where}}}</script>".encode()
+
+
 def test_every_file_of_streamlit_is_sent_whole_and_may_be_kept_for_ever() -> None:
     files = [path for path in (FOLDER / "static").rglob("*") if path.suffix in (".js", ".css", ".woff2")]
     assert len(files) > 100
@@ -94,7 +99,7 @@ def test_a_page_names_the_scripts_of_its_elements_and_all_that_these_import(page
     _, headers, html = answer(page)
     assert headers[b"content-length"] == str(len(html)).encode()
     assert b"etag" not in headers
-    assert html.replace(hints(FOLDER, ELEMENTS[page]).encode(), b"") == INDEX
+    assert base_script(page) + hints(FOLDER, ELEMENTS[page]).encode() in html
     names = linked(html)
     for element in ELEMENTS[page]:
         assert any(name.startswith(f"{element}.") for name in names), f"Streamlit has no {element} any more"
@@ -112,5 +117,7 @@ def test_a_page_that_is_not_sent_again_stays_as_it_is() -> None:
     assert answer("/runs", status=304)[2] == INDEX
 
 
-def test_other_pages_are_sent_as_they_are() -> None:
-    assert answer("/launch")[2] == INDEX
+def test_a_page_says_where_the_server_is_and_is_else_sent_as_it_is() -> None:
+    assert answer("/launch")[2] == INDEX.replace(b"</head>", base_script("/launch") + b"</head>")
+    # Here the page is where the server is.
+    assert answer("/")[2] == INDEX
