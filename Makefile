@@ -126,6 +126,9 @@ bench-load: $(ROOT)/.venv/installed-tests chromium ## ten people browse while ru
 soak: $(ROOT)/.venv/installed-tests ## twenty minutes of runs and people: memory and file handles of each process, database growth
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.soak --minutes $(or $(MINUTES),20)
 
+bench-postgresql: $(ROOT)/.venv/installed-tests postgresql ## how fast a lab on PostgreSQL queues and stores runs, and what that means for 100 nodes
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_postgresql
+
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files
 

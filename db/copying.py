@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, text, tuple_
+from sqlalchemy import Connection, Table, func, select, text, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
+from db.bulk import insert_rows
 from db.models import Base, Run
 from db.session import Database, DatabaseError, open_database
 
@@ -72,7 +73,7 @@ def _copy_table(reader: Connection, writer: Connection, table: Table) -> int:
     rows = reader.execution_options(yield_per=_ROWS_AT_ONCE).execute(select(table).order_by(*key)).mappings()
     count = 0
     for batch in rows.partitions():
-        writer.execute(insert(table), [dict(row) for row in batch])
+        insert_rows(writer, table, [{column.name: row[column] for column in table.columns} for row in batch])
         keys = [tuple(row[column] for column in key) for row in batch]
         stored = writer.execute(select(table).where(tuple_(*key).in_(keys))).mappings().all()
         _compare(table, batch, stored)
