@@ -8,7 +8,10 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots faults
+# Where Debian puts PostgreSQL's server, which is not on the path.
+POSTGRESQL := $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/postgres)))
+
+.PHONY: help run cluster backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases bench-postgresql bench-cluster bench-load soak faults chromium postgresql bench-merge-files bench-predict screenshots
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,9 +30,15 @@ $(ROOT)/.venv/installed-tests: $(ROOT)/tests/requirements.txt $(ROOT)/.venv/inst
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/tests/requirements.txt"
 	touch "$@"
 
+$(ROOT)/.venv/installed-cluster: $(ROOT)/engine/executors/requirements-cluster.txt $(ROOT)/.venv/installed
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/engine/executors/requirements-cluster.txt"
+	touch "$@"
+
 run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
 	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
+
+cluster: $(ROOT)/.venv/installed-cluster ## add what more than one machine needs: Ray and PostgreSQL's driver
 
 backup: $(ROOT)/.venv/installed ## copy the database, also while it is in use; prints the copy's name
 	@$(IN_ROOT) "$(BIN)/python" -m db backup
@@ -38,14 +47,26 @@ restore: $(ROOT)/.venv/installed ## put a backup in the database's place: make r
 	@file="$(FILE)"; case "$$file" in ""|/*) ;; *) file="$(CURDIR)/$$file";; esac; \
 	  $(IN_ROOT) "$(BIN)/python" -m db restore "$$file"
 
-test: lint chromium ## lint, then unit, db, engine, app and browser tests
-	@# A thread each: the two processes would wait for each other's. What measures sets its own.
-	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile tests/unit tests/db tests/engine tests/app
-	@# By themselves: some hold promised times.
-	@$(IN_ROOT) "$(BIN)/python" -m pytest tests/browser
+test: ruff chromium postgresql ## lint and all tests: browser, engine, faults, fuzz, app, db and unit
+	@# The types are checked beside the tests: that takes a minute of one core.
+	@$(MAKE) -f "$(ROOT)/Makefile" --no-print-directory --jobs 2 mypy tests-side-by-side
+	@# By themselves: these hold promised times.
+	@$(IN_ROOT) "$(BIN)/python" -m pytest -m alone tests/browser
 
-lint: $(ROOT)/.venv/installed-tests ## ruff and mypy
-	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . && "$(BIN)/python" -m mypy
+.PHONY: ruff mypy tests-side-by-side
+tests-side-by-side:
+	@# A thread each: the two processes would wait for each other's. What measures sets its own. Long files go first,
+	@# so that neither process is left with one at the end.
+	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile \
+	  --no-loadscope-reorder -m "not alone" tests/browser tests/faults tests/engine tests/fuzz tests/app tests/db tests/unit
+
+lint: ruff mypy ## ruff and mypy
+
+ruff: $(ROOT)/.venv/installed-tests
+	@$(IN_ROOT) "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check .
+
+mypy: $(ROOT)/.venv/installed-tests
+	@$(IN_ROOT) "$(BIN)/python" -m mypy
 
 format: $(ROOT)/.venv/installed-tests ## let ruff fix and format
 	@$(IN_ROOT) "$(BIN)/python" -m ruff check --fix . && "$(BIN)/python" -m ruff format .
@@ -55,6 +76,12 @@ chromium: # the browser tests fail, with the reason, where none can be had
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "No Chromium found and none could be installed: browser tests will fail." >&2
+
+postgresql: # the tests on PostgreSQL are skipped, with the reason, where none can be had
+	@[ -n "$(POSTGRESQL)" ] || command -v postgres >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } || \
+	  echo "No PostgreSQL found and none could be installed: the tests on it are skipped." >&2
 
 catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog again
 	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_catalog
@@ -91,6 +118,13 @@ bench-cluster: $(ROOT)/.venv/installed-tests ## what a cluster costs a run, and 
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_visits
+
+bench-load: $(ROOT)/.venv/installed-tests chromium ## ten people browse while runs are measured: page times, and runs disturbed
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_load
+
+soak: $(ROOT)/.venv/installed-tests ## twenty minutes of runs and people: memory and file handles of each process, database growth
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.soak --minutes $(or $(MINUTES),20)
 
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files
@@ -98,3 +132,11 @@ bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_un
 bench-predict: $(ROOT)/.venv/installed ## how far predicted peaks are from measured ones, and what a prediction costs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_predict_gpu
+
+.PHONY: audit licences
+audit: $(ROOT)/.venv/installed-tests ## known weaknesses of the installed packages, as a warning
+	@$(IN_ROOT) timeout 60 "$(BIN)/python" -m pip_audit --progress-spinner off --timeout 5 || \
+	  echo "warning: pip-audit found weaknesses, or could not ask; see above" >&2
+
+licences: $(ROOT)/.venv/installed-tests ## list the licences of what is installed along (docs/licences.md)
+	@$(IN_ROOT) "$(BIN)/python" -m tests.licences

@@ -1,7 +1,8 @@
-"""Streamlit's own scripts, styles and fonts: sent in one step, and named to the browser before it meets them.
+"""Streamlit's own files on their way to the browser: sent in one step, and named before the browser meets them.
 
-A page takes about 130 files. Streamlit sends each through its sessions, compression and worker threads, and a browser
-asks for those of a table or a chart only when the first of them arrives. Touches nothing else that is sent.
+A page takes about 130 files. Streamlit sends each through its sessions, compression and worker threads, a browser asks
+for those of a table or a chart only when the first of them arrives, and one that starts on a page other than the first
+looks for the server in a wrong place and waits before it looks again. Touches nothing else that is sent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
+import streamlit as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.file_util import get_static_dir
 
@@ -24,6 +26,9 @@ ELEMENTS: Mapping[str, tuple[str, ...]] = {
 }
 # A file's name holds the hash of its content.
 _FOREVER = "public, immutable, max-age=31536000"
+# The server is where the page is, without the page's name; behind a proxy that may be below the origin.
+_BASE = "<script>window.__streamlit = {{BACKEND_BASE_URL: location.origin + location.pathname.slice(0, -{0})}}</script>"
+_PAGE = re.compile(r"/\w+")
 _IMPORTED = re.compile(r"""\b(?:from|import)\s*["']\./([^"'/]+\.js)["']""")
 
 
@@ -38,15 +43,20 @@ class Assets:
             for path in sorted((folder / "static").rglob("*"))
             if path.is_file()
         }
-        self._hints = {page: hints(folder, elements).encode() for page, elements in ELEMENTS.items()}
+        self._hints = {page: hints(folder, elements) for page, elements in ELEMENTS.items()}
+        # Below a path of its own, the server's first page looks like another one's name.
+        self._is_at_root = not st.get_option("server.baseUrlPath")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send one of Streamlit's files, name a page's scripts in its HTML, or leave the request as it is."""
+        """Send one of Streamlit's files, add to the head of a page, or leave the request as it is."""
         path = scope["path"] if scope["type"] == "http" and scope["method"] == "GET" else ""
         if path in self._files:
             await _send_file(self._files[path], send)
-        elif path in self._hints:
-            await self._app(scope, receive, _with_hints(send, self._hints[path]))
+        elif self._is_at_root and _PAGE.fullmatch(path):
+            head = _BASE.format(len(path)) + self._hints.get(path, "")
+            # Not compressed, so that there is a head to find.
+            kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            await self._app({**scope, "headers": kept}, receive, _with_head(send, head.encode()))
         else:
             await self._app(scope, receive, send)
 
@@ -82,8 +92,8 @@ async def _send_file(path: Path, send: Send) -> None:
     await _send_whole(send, 200, [(name.encode(), value.encode()) for name, value in headers.items()], content)
 
 
-def _with_hints(send: Send, links: bytes) -> Send:
-    """A ``send`` that adds the links to the head of the page that passes through it."""
+def _with_head(send: Send, more: bytes) -> Send:
+    """A ``send`` that adds to the head of the page that passes through it."""
     held: list[Message] = []
 
     async def add(message: Message) -> None:
@@ -93,9 +103,9 @@ def _with_hints(send: Send, links: bytes) -> Send:
         start, *parts = held
         page = b"".join(part.get("body", b"") for part in parts)
         headers = start["headers"]
-        if start["status"] == 200:
-            page = page.replace(b"</head>", links + b"</head>", 1)
-            # The validators are those of the page without links.
+        if start["status"] == 200 and b"</head>" in page:
+            page = page.replace(b"</head>", more + b"</head>", 1)
+            # The validators are those of the page without.
             left_out = (b"content-length", b"etag", b"last-modified")
             headers = [(name, value) for name, value in headers if name.lower() not in left_out]
             headers.append((b"content-length", str(len(page)).encode()))

@@ -11,7 +11,8 @@ import streamlit as st
 
 from app import state
 from app.formatting import plain
-from app.widgets import presenting
+from app.people import NotAllowed
+from app.widgets import acting, presenting
 from db.session import DatabaseError
 
 st.set_page_config(page_title="PEFT Lab", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
@@ -101,8 +102,11 @@ page = st.navigation(
     position="hidden" if presenting.is_on() else "top",
 )
 state.ensure_supervisor()
+acting.who()
 try:
     page.run()
+except NotAllowed as refusal:
+    st.error(plain(str(refusal)), icon=":material/lock:")
 except DatabaseError as error:
     # Damaged or replaced while it was open. The next visit opens, and so checks, what is there then.
     state.forget_database()

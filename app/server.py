@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 
 import app as pages
 from app.assets import Assets
+from db import runs
 from db.session import DatabaseError
 
 # Scripts, which are run for each visit and would draw nothing here.
@@ -26,7 +27,7 @@ _SCRIPTS = ("app.main", "app.server", "app.views")
 
 
 def preload() -> None:
-    """Import every module of the dashboard, draw one chart and open the database.
+    """Import every module of the dashboard, draw one chart, open the database and list a run.
 
     Otherwise the first visit pays for it: SQLAlchemy, pandas and plotly take longer than any page.
     """
@@ -40,8 +41,8 @@ def preload() -> None:
     # The first element drawn takes 0.3 s, as Streamlit then looks for a console; a picture has it import PIL, too.
     st.image(str(Path(__file__).with_name("icon.svg")))
     # One that cannot be opened is the pages' to tell.
-    with contextlib.suppress(DatabaseError):
-        state.database()
+    with contextlib.suppress(DatabaseError), state.database().reading() as session:
+        runs.list_runs(session, limit=1)
 
 
 def _modules() -> Iterator[str]:

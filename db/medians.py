@@ -48,9 +48,9 @@ def medians(
 def _by_main_variant(session: Session, run_ids: Collection[int]) -> list[tuple[str | None, Collection[int]]]:
     """Of all runs the values taken on no variant, then, as these come before them, those of their main variants."""
     of: dict[str, list[int]] = defaultdict(list)
-    variant = main_variant()
-    for run_id, name in session.execute(select(Run.id, variant).where(Run.id.in_(run_ids), variant.is_not(None))):
-        of[name].append(run_id)
+    for run_id, variant in session.execute(select(Run.id, main_variant()).where(Run.id.in_(run_ids))):
+        if variant is not None:
+            of[variant].append(run_id)
     return [(None, run_ids), *of.items()]
 
 

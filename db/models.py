@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, MetaData, String, Text, desc
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, desc
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+# Samples are counted by the thousand millions. SQLite's integers all have 64 bits, and it numbers rows only where the
+# type has just this name.
+Id = BigInteger().with_variant(Integer(), "sqlite")
 Json = dict[str, Any]
 JsonList = list[Json]
 
@@ -39,7 +42,7 @@ class Sweep(Base):
 
     __tablename__ = "sweeps"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     name: Mapped[str]
     created_at: Mapped[float]
 
@@ -56,7 +59,7 @@ class Run(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     uid: Mapped[str] = mapped_column(unique=True)
     kind: Mapped[str] = mapped_column(index=True)
     state: Mapped[str]
@@ -73,7 +76,7 @@ class Run(Base):
     device: Mapped[str] = mapped_column(index=True)
     node: Mapped[str | None]
     device_type: Mapped[str | None]
-    sweep_id: Mapped[int | None] = mapped_column(ForeignKey("sweeps.id", ondelete="SET NULL"), index=True)
+    sweep_id: Mapped[int | None] = mapped_column(Id, ForeignKey("sweeps.id", ondelete="SET NULL"), index=True)
     replica: Mapped[int] = mapped_column(default=0)
 
     created_at: Mapped[float]
@@ -112,8 +115,8 @@ class Metric(Base):
         Index("ix_metrics_name_variant_run_id_value", "name", "variant", "run_id", "value"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"))
     name: Mapped[str]
     unit: Mapped[str]
     variant: Mapped[str | None]
@@ -127,8 +130,8 @@ class MemorySample(Base):
 
     __tablename__ = "memory_samples"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     source: Mapped[str]
     time_s: Mapped[float]
     phase: Mapped[str]
@@ -182,5 +185,18 @@ class Tag(Base):
 
     __tablename__ = "tags"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class Action(Base):
+    """Something that a person did to what is stored. ``run_ids`` is text, "3, 7-12"; empty where no run was meant."""
+
+    __tablename__ = "actions"
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    done_at: Mapped[float]
+    person: Mapped[str]
+    action: Mapped[str]
+    run_ids: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)

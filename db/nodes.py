@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from db.locks import take_turn
 from db.models import Device, Node
 
 FORGET_AFTER_S = 3600.0
@@ -44,6 +45,7 @@ class NodeRow:
 def store(session: Session, found: Iterable[NodeRow]) -> None:
     """Store these nodes in the place of what was known of them, and forget those that nobody saw for an hour."""
     rows = list(found)
+    take_turn(session, "devices")
     names = [row.name for row in rows]
     newest_s = max((row.seen_at for row in rows), default=0.0)
     gone = select(Node.name).where(Node.name.in_(names) | (Node.seen_at < newest_s - FORGET_AFTER_S))

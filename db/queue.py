@@ -16,8 +16,10 @@ from typing import Any
 from sqlalchemy import CursorResult, Update, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from db import postgresql
 from db.chunks import chunks
 from db.documents import DocumentRefused, parse_result
+from db.locks import has_several_writers, hold, take_turn
 from db.models import Run, Sweep
 from db.results import insert_measurements, result_columns
 
@@ -76,6 +78,7 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
     """Queue runs in the given order, in one sweep if it has a name. Returns their ids in the same order."""
     if not specs:
         return []
+    take_turn(session, "new runs")
     now = time.time()
     sweep_id = None
     if sweep_name is not None:
@@ -145,8 +148,11 @@ def claim(
     )
     if kinds is not None:
         candidates = candidates.where(Run.kind.in_(sorted(kinds)))
-    # SQLite has the one writer that BEGIN IMMEDIATE admits and leaves FOR UPDATE out; PostgreSQL needs it.
+    # SQLite has the one writer that BEGIN IMMEDIATE admits and leaves FOR UPDATE out. On PostgreSQL a supervisor
+    # passes by what others are taking just now, in place of waiting for them.
     first = candidates.order_by(Run.priority.desc(), Run.id).limit(1).with_for_update(skip_locked=True)
+    if has_several_writers(session):
+        postgresql.forbid_sorting(session.connection())
     now = time.time()
     row = session.execute(
         update(Run)
@@ -206,12 +212,14 @@ def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool
 
 def heartbeat(session: Session, run_ids: Collection[int]) -> None:
     """Record that these running runs are alive."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         _changed(session, _running(*chunk).values(heartbeat_at=time.time()))
 
 
 def request_cancel(session: Session, run_ids: Collection[int]) -> int:
     """Cancel queued runs at once and ask for the end of running ones. Returns how many runs this changed."""
+    hold(session, run_ids)
     changed = 0
     for chunk in chunks(run_ids):
         queued = update(Run).where(Run.id.in_(chunk), Run.state == "queued")

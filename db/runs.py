@@ -30,6 +30,7 @@ from db.listing import (
     queued_and_running,
     recent,
 )
+from db.locks import hold
 from db.medians import StoredMetric, medians, stored_metrics
 from db.models import MemorySample, Metric, Run, Sweep, Tag
 
@@ -248,6 +249,7 @@ def set_note(session: Session, run_id: int, note: str | None) -> None:
 def set_tags(session: Session, run_ids: Collection[int], tags: Iterable[str]) -> None:
     """Replace the tags of these runs that exist. Spaces around a tag, empty and repeated tags are dropped."""
     names = sorted({tag.strip() for tag in tags} - {""})
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         session.execute(sql_delete(Tag).where(Tag.run_id.in_(chunk)))
         existing = session.scalars(select(Run.id).where(Run.id.in_(chunk))).all()
@@ -258,6 +260,7 @@ def set_tags(session: Session, run_ids: Collection[int], tags: Iterable[str]) ->
 
 def archive(session: Session, run_ids: Collection[int]) -> None:
     """Hide these runs from lists and charts; they stay stored."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         hidden = update(Run).where(Run.id.in_(chunk), Run.archived_at.is_(None))
         session.execute(hidden.values(archived_at=time.time()))
@@ -265,6 +268,7 @@ def archive(session: Session, run_ids: Collection[int]) -> None:
 
 def restore(session: Session, run_ids: Collection[int]) -> None:
     """Show archived runs again."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         session.execute(update(Run).where(Run.id.in_(chunk)).values(archived_at=None))
 
@@ -274,6 +278,7 @@ def delete(session: Session, run_ids: Collection[int]) -> list[str]:
 
     Returns the uids of the deleted runs, which name the folders that the caller may now remove.
     """
+    hold(session, run_ids)
     uids: list[str] = []
     for chunk in chunks(run_ids):
         gone = (

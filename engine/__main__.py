@@ -23,6 +23,7 @@ from db.session import DatabaseError, home, open_database
 from engine import catalog
 from engine.executors import ExecutorError, Work, Worker
 from engine.result import Progress, Result
+from engine.secrets import masking
 from engine.spec import (
     MEASURED_KINDS,
     InspectSpec,
@@ -52,6 +53,7 @@ class BadInput(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
+    sys.stderr = masking(sys.stderr)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("engine").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = options.command
@@ -314,7 +316,7 @@ def _place_of_runs() -> Executor:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from db import transfer
+    from db import actions, transfer
     from engine.catalog.documents import document_spec
 
     database = open_database()
@@ -330,6 +332,8 @@ def _import(options: argparse.Namespace) -> int:
             continue
         with database.writing() as db:
             found = transfer.store_runs(db, checked)
+            if new := [run_id for run_id, created in found if created]:
+                actions.record(db, actions.os_user(), "import", new, Path(name).name)
         stored += [{"file": name, "run_id": run_id, "created": created} for run_id, created in found]
     print(json.dumps(stored))
     return status

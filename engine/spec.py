@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine import catalog
 from engine.catalog import folders
+from engine.sentences import one_line
 
 Kind = Literal["init", "merge", "train", "inference", "inspect", "predict", "plan", "merge_files"]
 MEASURED_KINDS: tuple[str, ...] = ("init", "merge", "train", "inference")
@@ -53,9 +54,9 @@ class SpecError(ValueError):
     """A spec that cannot work. ``field`` names the part at fault; the text is one sentence starting with it."""
 
     def __init__(self, field: str, sentence: str) -> None:
-        super().__init__(f"{field}: {sentence}")
-        self.field = field
-        self.sentence = sentence
+        self.field = one_line(field)
+        self.sentence = one_line(sentence)
+        super().__init__(f"{self.field}: {self.sentence}")
 
 
 class NotHere(SpecError):

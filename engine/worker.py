@@ -24,6 +24,7 @@ from typing import Any
 from engine.executors.processes import DeviceLock, process_start_s
 from engine.leash import Leash
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
+from engine.secrets import masked, masking
 from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, parse_spec, spec_hash
 
 WORKER_FILE = "worker.json"
@@ -209,13 +210,14 @@ def _give_way() -> None:
 
 
 def _send_output_to(path: Path) -> None:
-    """Let everything this process prints, from C libraries too, end in its log file."""
+    """Let everything this process prints, from C libraries too, end in its log file; Python's without secrets."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    sys.stdout, sys.stderr = masking(sys.stdout), masking(sys.stderr)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s: %(message)s",
@@ -249,4 +251,4 @@ def _peak_so_far() -> tuple[Metric, ...]:
 
 def _first_sentence(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[0] if lines else f"{type(problem).__name__} without a message"
+    return masked(lines[0]) if lines else f"{type(problem).__name__} without a message"

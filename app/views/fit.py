@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import formatting
-from app.widgets import address, fits, labels, plan_form, plan_frames, plans, presenting
+from app.widgets import acting, address, fits, labels, plan_form, plan_frames, plans, presenting
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import cards
 from app.widgets.plan_form import Form
@@ -37,7 +37,9 @@ def request(form: Form, row: RunRow | None) -> None:
                 f"{formatting.duration(12.0 * len(form.spec.of) + 3.0 * number)}.",
                 icon=":material/fit_screen:",
             )
-        st.button("Plan what fits", type="primary", icon=":material/fit_screen:", on_click=plans.ask, args=(form.spec,))
+        acting.button(
+            "Plan what fits", type="primary", icon=":material/fit_screen:", on_click=plans.ask, args=(form.spec,)
+        )
 
 
 def answer(plan: Mapping[str, Any], times: plan_frames.Times) -> None:

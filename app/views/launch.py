@@ -7,9 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import formatting, places, state
+from app import formatting, people, places, state
 from app.kinds import KINDS
 from app.widgets import (
+    acting,
     adapter_form,
     adapter_picker,
     fields,
@@ -250,6 +251,7 @@ def details(spec: Measured) -> None:
         st.code(catalog.snippet(spec, own_models.facts(spec.model).groups), language="python")
 
 
+@people.told
 def launch_all(specs: list[Measured], sweep_name: str | None) -> None:
     """Queue the runs; callback of the button."""
     st.session_state["launched"] = launching.launch(specs, sweep_name)
@@ -281,6 +283,8 @@ def pick_kind() -> str:
 
 
 st.title("Launch")
+if acting.is_refused():
+    st.stop()
 st.session_state.setdefault("launch_kind", "init")
 kind = pick_kind()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import formatting, state
-from app.widgets import frames, launching, progress
+from app import formatting, people, state
+from app.widgets import acting, frames, launching, progress
 from db import runs
 from db.runs import RunRow
 from engine.catalog import folders, requirements
@@ -60,6 +60,7 @@ def is_active(row: RunRow) -> bool:
     return row.state in ("queued", "running")
 
 
+@people.told
 def launch(spec: MergeFilesSpec) -> None:
     """Queue the merge; callback of the button."""
     launching.launch([spec])
@@ -104,7 +105,7 @@ def waiting(row: RunRow) -> None:
     """A merge that waits for its turn."""
     with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{progress.run_name(row)}** :gray[· waits for its turn]", width="content")
-        st.button(
+        acting.button(
             "Cancel", key=f"cancel_{row.id}", icon=":material/cancel:", on_click=progress.cancel, args=([row.id],)
         )
 
@@ -145,5 +146,6 @@ st.caption(
     "Merges a LoRA or DoRA checkpoint into a model's files tensor by tensor, so that a model that does not fit into "
     "memory can be merged."
 )
-form()
+if not acting.is_refused():
+    form()
 live(tuple(row.id for row in merges(limit=RECENT + 20) if is_active(row)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app import figures, formatting, state
-from app.widgets import case_parts, case_runs, first_sweep, presenting, samples, sweep_card
+from app.widgets import acting, case_parts, case_runs, first_sweep, presenting, samples, sweep_card
 from app.widgets.case_runs import CaseRuns, Origin
 from app.widgets.metrics import Chart, draw
 from db import runs
@@ -106,7 +106,7 @@ def rest(found: Sequence[CaseRuns]) -> None:
         return
     minutes = sum(one.sweep.minutes or 0 for one in left)
     with st.container(border=True, height="stretch", horizontal_alignment="center", vertical_alignment="center"):
-        st.button(
+        acting.button(
             "Measure all five" if len(left) == len(found) else f"Measure the missing {len(left)}",
             key="measure_all",
             type="primary",

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import streamlit as st
 
-from app import figures, formatting, state
+from app import figures, formatting, people, state
 from app.widgets import (
+    acting,
     estimates,
     fits,
     labels,
@@ -149,7 +150,7 @@ def measure(form: Form, known: Mapping[str, Predicted], measured: Peaks, free_by
             if not requirements.problems(spec, state.devices(), None):
                 left.append(spec)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
+        acting.button(
             f"Measure {formatting.plural(len(left), 'run')}" if left else "Measure",
             key="measure_predicted",
             icon=":material/rocket_launch:",
@@ -167,6 +168,7 @@ def measure(form: Form, known: Mapping[str, Predicted], measured: Peaks, free_by
             )
 
 
+@people.told
 def _launch(specs: Sequence[Measured], name: str) -> None:
     st.session_state["predicted_launched"] = len(launching.launch(specs, name))
 
@@ -207,7 +209,7 @@ def problems(form: Form, known: Mapping[str, Predicted]) -> None:
         st.warning(formatting.plain(number + formatting.sentence(reason)), icon=":material/info:")
     broken = [one.spec for one in form.asked if one.hash in known and known[one.hash].is_broken_off]
     if broken:
-        st.button(
+        acting.button(
             "Predict again",
             icon=":material/replay:",
             on_click=_ask_again,
@@ -236,6 +238,9 @@ with notice:
     problems(form, known)
 with status:
     predictions.follow(specs, form.place.card)
+    if any(one.hash not in known and one.hash not in waiting for one in form.asked):
+        # Whoever may only look asks for none.
+        acting.is_refused()
 if all(one.hash in known and known[one.hash].error is not None for one in form.asked):
     # Why there is none is said above.
     presenting.way_back()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import formatting, places, state
-from app.widgets import frames, progress
+from app.widgets import acting, frames, progress
 from app.widgets.estimates import Estimator
 from db import runs
 from db.runs import RunRow
@@ -20,7 +20,7 @@ def waiting_list(rows: list[RunRow]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader(f"{formatting.plural(len(rows), 'run')} waiting", anchor=False)
         if len(rows) > 1:
-            st.button(
+            acting.button(
                 "Cancel all waiting",
                 key="cancel_all",
                 icon=":material/cancel:",
@@ -33,7 +33,7 @@ def waiting_list(rows: list[RunRow]) -> None:
                 said = [text for text in (row.sweep_name, places.waits_for(row.spec, state.nodes())) if text]
                 more = "".join(f" :gray[· {formatting.plain(text)}]" for text in said)
                 st.markdown(f":gray[{row.id}] {progress.run_name(row)}{more}", width="content")
-                st.button(
+                acting.button(
                     "Cancel",
                     key=f"cancel_{row.id}",
                     type="tertiary",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import figures, formatting, state
+from app import figures, formatting, people, state
 from app.comparison.selection import OFFERED_RUNS, ids_text
 from app.kinds import KINDS
-from app.widgets import labels, launching, manage, own_models, progress, run_prediction, samples
+from app.widgets import acting, labels, launching, manage, own_models, progress, run_prediction, samples
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Chart, Metrics, cards, draw
 from app.widgets.predictions import Predicted
@@ -56,7 +56,7 @@ def live(number: int) -> None:
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             progress.supervisor_badge()
             st.markdown("It waits for its turn.", width="content")
-            st.button(
+            acting.button(
                 "Cancel", key="cancel_waiting", icon=":material/cancel:", on_click=progress.cancel, args=([number],)
             )
 
@@ -95,7 +95,7 @@ def actions(run: RunDetail) -> None:
     """Run again, download, manage, compare."""
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.state not in ("queued", "running"):
-            st.button(
+            acting.button(
                 "Run again",
                 icon=":material/replay:",
                 on_click=again,
@@ -130,6 +130,7 @@ def replicas_link(run: RunDetail) -> None:
         )
 
 
+@people.told
 def again(run: RunRow) -> None:
     """Queue the same spec once more, or say why not."""
     try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sqlite3
 
 import pandas as pd
 import streamlit as st
 
-from app import formatting, places, state
+from app import formatting, people, places, state
 from app.host import Host, look
 from app.host_warnings import host_warnings, supervisor_warning
 from app.supervision import SupervisorState
@@ -18,12 +17,14 @@ from app.widgets import progress
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, cards
 from app.widgets.pruning import prune_section
-from db import queue, runs
+from db import actions, queue, runs
 from db.session import DatabaseSize, home, schema_revisions
 from engine.result import STATES
 
 #: Looking at every process takes some milliseconds of CPU, which must not show in a measurement.
 LOOK_EVERY_S = 10
+#: The table itself keeps all.
+DEEDS_SHOWN = 200
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "streamlit", "sqlalchemy")
 
 
@@ -58,8 +59,9 @@ def supervisor_card(supervisor: SupervisorState, heartbeat_at: float | None) -> 
 
 def database_card(size: DatabaseSize | None) -> Card:
     """What is stored and how much of it is room for more."""
-    if size is None:
-        return Card("Database", formatting.DASH, "on another server")
+    if size is None or size.log_bytes is None or size.reusable_bytes is None:
+        on_disk = formatting.DASH if size is None else formatting.size(size.file_bytes)
+        return Card("Database", on_disk, f"on {state.database().software()[0]}")
     return Card(
         "Database",
         formatting.size(size.file_bytes + size.log_bytes),
@@ -226,7 +228,7 @@ def versions() -> dict[str, str]:
             found[name] = formatting.DASH
     return {
         **found,
-        "SQLite": sqlite3.sqlite_version,
+        **dict([state.database().software()]),
         "database schema": schema_revisions()[-1],
         "system": f"{platform.system()} {platform.release()}",
     }
@@ -265,6 +267,44 @@ def software() -> None:
     table_downloads(pd.DataFrame(rows), "versions_and_settings")
 
 
+def deeds() -> None:
+    """What people did here last. Whoever may only look is told no names."""
+    st.subheader("Who did what", anchor=False)
+    with state.database().reading() as session:
+        rows = actions.recent(session, limit=DEEDS_SHOWN)
+    if not rows:
+        st.caption("Every launch, cancel, edit, import and deletion is recorded here; there was none yet.")
+        return
+    frame = pd.DataFrame(
+        [
+            {
+                "when": formatting.moment(row.done_at, state.zone()),
+                "who": row.person,
+                "what": row.action,
+                "runs": row.run_ids,
+                "details": row.detail,
+            }
+            for row in rows
+        ]
+    )
+    if not people.visitor().may_change:
+        frame = frame.drop(columns="who")
+    st.dataframe(
+        frame,
+        hide_index=True,
+        height="content" if len(rows) <= 8 else 320,
+        alt="What people launched, cancelled, changed, imported and deleted, newest first",
+        column_config={
+            "when": "When",
+            "who": "Who",
+            "what": "What",
+            "runs": "Runs",
+            "details": st.column_config.TextColumn("Details", width="large"),
+        },
+    )
+    table_downloads(frame, "actions")
+
+
 def escaped(facts: dict[str, str]) -> dict[str, str]:
     """Names and values as plain text, because tables read Markdown."""
     return {formatting.plain(name): formatting.plain(value) for name, value in facts.items()}
@@ -275,4 +315,6 @@ live()
 nodes_table()
 devices_table()
 software()
-prune_section()
+deeds()
+if people.visitor().may_change:
+    prune_section()

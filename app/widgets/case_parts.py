@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import formatting
-from app.widgets import case_runs, presenting, samples
+from app.widgets import acting, case_runs, presenting, samples
 from app.widgets.case_runs import CaseRuns, Origin
 from engine.cases import Case, Ratio, Size, Verdict, Word
 from engine.result import Device
@@ -118,7 +118,7 @@ def ratio_frame(ratios: Sequence[Ratio]) -> pd.DataFrame:
 def measure_button(found: CaseRuns, devices: Sequence[Device], label: str, *, key: str, is_primary: bool) -> None:
     """Starts what is missing of a sweep; grey, with the reason, where it runs already or this machine cannot."""
     reason = case_runs.refusal(found.sweep, devices)
-    st.button(
+    acting.button(
         label,
         key=key,
         type="primary" if is_primary else "secondary",

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, formatting
-from app.widgets import labels, predictions, presenting
+from app.widgets import acting, labels, predictions, presenting
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Chart, draw
 from app.widgets.predictions import Predicted
@@ -66,7 +66,7 @@ def ask_button(case: Case, sweep: Sweep) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if left:
             models = dict.fromkeys(labels.model_label(spec.model) for spec in left)
-            st.button(
+            acting.button(
                 f"Predict {formatting.plural(len(left), 'peak')}",
                 key="predict_case",
                 icon=":material/online_prediction:",

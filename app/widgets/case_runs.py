@@ -17,7 +17,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from app import formatting, state
+from app import formatting, people, state
 from app.comparison import environments
 from app.widgets import launching, progress
 from db import runs
@@ -185,6 +185,7 @@ def refusal(sweep: Sweep, devices: Sequence[Device]) -> str | None:
     return None
 
 
+@people.told
 def start(wanted: Sequence[tuple[Case, Size]]) -> None:
     """Queue what is missing of these cases, one sweep each, unless it is under way (from another tab, say)."""
     devices = state.devices()

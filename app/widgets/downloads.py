@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import streamlit as st
+
+# Letters and digits of any alphabet would be allowed too, but not by every file system.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def table_downloads(frame: pd.DataFrame, name: str) -> None:
@@ -13,6 +18,7 @@ def table_downloads(frame: pd.DataFrame, name: str) -> None:
         frame: what the table shows, with stored column names.
         name: file name without ending; also keeps the buttons' keys apart.
     """
+    name = file_name(name)
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         st.download_button(
             "CSV",
@@ -37,3 +43,8 @@ def table_downloads(frame: pd.DataFrame, name: str) -> None:
             key=f"json_{name}",
             help="These rows as JSON, times in seconds and memory in bytes.",
         )
+
+
+def file_name(text: str) -> str:
+    """What can be the name of a file everywhere: no dots, separators, spaces or controls, and not too long."""
+    return _NOT_IN_A_NAME.sub("_", text).strip("_")[:80] or "table"

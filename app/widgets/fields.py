@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 MAX_VALUES = 20
+_LARGEST = 2**63
 
 
 class FieldError(ValueError):
@@ -30,8 +31,10 @@ def parse_numbers(label: str, text: str, *, whole: bool) -> list[int | float]:
         except ValueError:
             kind = "a whole number" if whole else "a number"
             raise FieldError(f"{label}: {word[:40]!r} is not {kind}") from None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise FieldError(f"{label}: must be finite, not {word[:40]}")
+        if abs(value) > _LARGEST:
+            raise FieldError(f"{label}: {word[:40]} is more than any field takes")
         if value not in values:
             values.append(value)
     if len(values) > MAX_VALUES:

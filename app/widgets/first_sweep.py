@@ -12,9 +12,9 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.orm import Session
 
-from app import formatting, state
+from app import formatting, people, state
 from app.kinds import init
-from app.widgets import frames, labels, launching, presenting, sweep_card
+from app.widgets import acting, frames, labels, launching, presenting, sweep_card
 from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, cards, draw
 from db import runs
@@ -90,6 +90,7 @@ def specs(model: str) -> list[Spec]:
     ]
 
 
+@people.told
 def start() -> None:
     """Queue the sweep unless one is under way, as it may have been started from another tab."""
     with state.database().reading() as session:
@@ -119,7 +120,7 @@ def empty_state(sweep: FirstSweep | None) -> None:
 
 def start_button() -> None:
     """The one button."""
-    st.button(
+    acting.button(
         "Measure LoRA against DoRA here",
         key="measure_here",
         type="primary",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import formatting, state
+from app import formatting, people
+from app.widgets import acting
 from db import transfer
 from engine.catalog.documents import document_spec
 
@@ -31,7 +32,9 @@ class Outcome:
 
 def import_button() -> None:
     """A button that opens the import dialog. When that is closed the page runs again, so that new runs appear."""
-    if st.button("Import", key="import_open", icon=":material/upload_file:", help="Runs exported on another machine."):
+    if acting.button(
+        "Import", key="import_open", icon=":material/upload_file:", help="Runs exported on another machine."
+    ):
         st.session_state.pop(_OUTCOMES, None)
         import_dialog()
 
@@ -75,26 +78,29 @@ def _store(name: str, data: bytes, place: DeltaGenerator) -> Outcome:
     """Check and store one file, with the number of runs done so far in its place while it lasts."""
     shown = formatting.plain(name)
     try:
+        # Not even read for who may only look.
+        people.require()
         checked = transfer.check_file(
             data,
             document_spec,
             largest_bytes=_MAX_UNPACKED_BYTES,
             progress=_now_and_then(lambda done: place.caption(f"Checking {shown}: {formatting.plural(done, 'run')}")),
         )
-        with state.database().writing() as session:
+        with people.acting("import") as act:
             stored = transfer.store_runs(
-                session,
+                act.session,
                 checked,
                 progress=_now_and_then(
                     lambda done: place.progress(done / len(checked), f"Storing {shown}: {done} of {len(checked)}")
                 ),
             )
-    except transfer.ImportRefused as error:
+            if new := [run_id for run_id, created in stored if created]:
+                act.run_ids, act.detail = new, name
+    except (transfer.ImportRefused, people.NotAllowed) as error:
         return Outcome(refusal=str(error))
     finally:
         place.empty()
-    new = sum(created for _, created in stored)
-    return Outcome(new=new, known=len(stored) - new)
+    return Outcome(new=len(new), known=len(stored) - len(new))
 
 
 def _now_and_then(show: Callable[[int], object]) -> Callable[[int], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app import places, state
+from app import people, places, state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
@@ -50,11 +50,18 @@ def _model_of(spec: InspectSpec | PredictSpec | PlanSpec | MergeFilesSpec) -> st
 def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:
     """Queue the specs in their order, as one sweep if it has a name, and make sure that someone works on them.
 
+    Recorded is what somebody asked for by a button; predictions and inspections are what pages need to be drawn.
+
     Returns:
         The ids of the new runs.
+
+    Raises:
+        NotAllowed: when this visitor may only look.
     """
-    with state.database().writing() as session:
-        ids = queue.enqueue(session, [new_run(spec) for spec in specs], sweep_name)
+    with people.acting("launch") as act:
+        ids = queue.enqueue(act.session, [new_run(spec) for spec in specs], sweep_name)
+        if not all(isinstance(spec, InspectSpec | PredictSpec) for spec in specs):
+            act.run_ids, act.detail = ids, sweep_name or labels.kind_label(specs[0].kind)
     state.ensure_supervisor()
     return ids
 

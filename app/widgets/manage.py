@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import streamlit as st
 
-from app import formatting, state
-from app.widgets import labels
+from app import formatting, people, state
+from app.widgets import acting, labels
 from db import runs, transfer
 from db.documents import LONGEST_LABEL, LONGEST_NOTE
 from db.runs import RunRow
@@ -30,13 +30,14 @@ def actions(rows: Sequence[RunRow]) -> None:
         return
     shown = [row.id for row in rows if row.archived_at is None]
     archived = [row for row in rows if row.archived_at is not None]
-    with st.popover("Edit", icon=":material/edit:"):
+    refusal = people.visitor().refusal
+    with st.popover("Edit", icon=":material/edit:", disabled=refusal is not None, help=refusal):
         if len(rows) == 1:
             _edit_one(rows[0])
         else:
             _edit_several(rows)
     if shown:
-        st.button(
+        acting.button(
             "Archive",
             key="manage_archive",
             icon=":material/archive:",
@@ -46,8 +47,8 @@ def actions(rows: Sequence[RunRow]) -> None:
         )
     if archived:
         ids = [row.id for row in archived]
-        st.button("Restore", key="manage_restore", icon=":material/unarchive:", on_click=_restore, args=(ids,))
-        if st.button("Delete", key="manage_delete", icon=":material/delete:"):
+        acting.button("Restore", key="manage_restore", icon=":material/unarchive:", on_click=_restore, args=(ids,))
+        if acting.button("Delete", key="manage_delete", icon=":material/delete:"):
             confirm_deletion(archived)
 
 
@@ -58,6 +59,7 @@ def documents_json(run_ids: Sequence[int]) -> str:
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1)
 
 
+@people.told
 def _edit_one(row: RunRow) -> None:
     """Name, tags and note of one run, as they are."""
     with st.form(f"manage_{row.id}", border=False):
@@ -65,13 +67,15 @@ def _edit_one(row: RunRow) -> None:
         tags = st.multiselect("Tags", _known_tags(), default=list(row.tags), accept_new_options=True)
         note = st.text_area("Note", value=row.note or "", max_chars=LONGEST_NOTE)
         if st.form_submit_button("Save", type="primary"):
-            with state.database().writing() as session:
-                runs.rename(session, row.id, clean(name))
-                runs.set_note(session, row.id, clean(note))
-                runs.set_tags(session, [row.id], _clean_tags(tags))
+            with people.acting("edit") as act:
+                runs.rename(act.session, row.id, clean(name))
+                runs.set_note(act.session, row.id, clean(note))
+                runs.set_tags(act.session, [row.id], _clean_tags(tags))
+                act.run_ids = [row.id]
             st.rerun()
 
 
+@people.told
 def _edit_several(rows: Sequence[RunRow]) -> None:
     """What is to change on all of these runs; fields left empty change nothing."""
     used = sorted({tag for row in rows for tag in row.tags})
@@ -88,18 +92,20 @@ def _edit_several(rows: Sequence[RunRow]) -> None:
     if too_long:
         st.error(f"Note: that of run {too_long[0]} would have more than {LONGEST_NOTE} characters; write less.")
         return
-    with state.database().writing() as session:
+    with people.acting("edit") as act:
         for row in rows:
             if clean(name).strip():
-                runs.rename(session, row.id, clean(name))
+                runs.rename(act.session, row.id, clean(name))
             if clean(note).strip():
-                runs.set_note(session, row.id, notes[row.id])
+                runs.set_note(act.session, row.id, notes[row.id])
             if added or removed:
-                runs.set_tags(session, [row.id], {*row.tags, *_clean_tags(added)} - set(removed))
+                runs.set_tags(act.session, [row.id], {*row.tags, *_clean_tags(added)} - set(removed))
+        act.run_ids = [row.id for row in rows]
     st.rerun()
 
 
 @st.dialog("Delete for good?", icon=":material/delete:")
+@people.told
 def confirm_deletion(rows: Sequence[RunRow]) -> None:
     """Says what is lost, offers to keep a copy, and deletes."""
     ids = [row.id for row in rows]
@@ -142,23 +148,36 @@ def _known_tags() -> list[str]:
         return list(runs.filter_values(session).tags)
 
 
+@people.told
 def _archive(run_ids: list[int]) -> None:
-    with state.database().writing() as session:
-        runs.archive(session, run_ids)
+    with people.acting("archive") as act:
+        runs.archive(act.session, run_ids)
+        act.run_ids = run_ids
     st.toast(f"Archived {formatting.plural(len(run_ids), 'run')}.", icon=":material/archive:")
 
 
+@people.told
 def _restore(run_ids: list[int]) -> None:
-    with state.database().writing() as session:
-        runs.restore(session, run_ids)
+    with people.acting("restore") as act:
+        runs.restore(act.session, run_ids)
+        act.run_ids = run_ids
     st.toast(f"Restored {formatting.plural(len(run_ids), 'run')}.", icon=":material/unarchive:")
 
 
 def delete(run_ids: Sequence[int]) -> int:
     """Delete those of these runs that are archived for good, with their folders. Returns how many that were."""
-    with state.database().writing() as session:
-        uids = runs.delete(session, run_ids)
-    # After the commit: a folder without its run is only lost space, a run without its folder has lost its log.
+    with people.acting("delete") as act:
+        uids = runs.delete(act.session, run_ids)
+        kept = {row.id for row in runs.get_rows(act.session, run_ids)}
+        act.run_ids = [run_id for run_id in run_ids if run_id not in kept]
+    remove_folders(uids)
+    return len(uids)
+
+
+def remove_folders(uids: Sequence[str]) -> None:
+    """Remove the folders of deleted runs.
+
+    After the commit: a folder without its run is only lost space, a run without its folder has lost its log.
+    """
     for uid in uids:
         shutil.rmtree(home() / "runs" / uid, ignore_errors=True)
-    return len(uids)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import formatting, state
-from app.widgets import labels, launching, progress
+from app import formatting, people, state
+from app.widgets import acting, labels, launching, progress
 from db import runs
 from db.runs import RunRow
 from engine import catalog
@@ -58,6 +58,7 @@ def last_inspection(model: str) -> RunRow | None:
     return found[0] if found else None
 
 
+@people.told
 def inspect(model: str) -> None:
     """Queue an inspection of a model."""
     launching.launch([parse_spec({"kind": "inspect", "model": model})])
@@ -65,6 +66,8 @@ def inspect(model: str) -> None:
 
 def inspection_status(model: str) -> None:
     """For a model that is not known yet: inspect it once, show that it is under way, or why it did not work."""
+    if acting.is_refused():
+        return
     if sentence := problem(model):
         st.error(formatting.plain(formatting.sentence(sentence)), icon=":material/error:")
         return
@@ -81,7 +84,7 @@ def inspection_status(model: str) -> None:
                 f"{formatting.plain(last.error_text or formatting.state_text(last.state))}",
                 icon=":material/error:",
             )
-            st.button("Inspect again", key=f"inspect_{model}", on_click=inspect, args=(model,))
+            acting.button("Inspect again", key=f"inspect_{model}", on_click=inspect, args=(model,))
 
 
 @st.fragment(run_every=state.LIVE_EVERY_S)

@@ -11,8 +11,8 @@ from typing import Any
 
 import streamlit as st
 
-from app import state
-from app.widgets import launching, predictions, progress
+from app import people, state
+from app.widgets import acting, launching, predictions, progress
 from db import runs
 from db.runs import RunRow
 from engine.spec import THIS_MACHINE, Measured, PlanSpec, parse_spec, prediction_key, spec_hash
@@ -34,6 +34,7 @@ def is_waiting(row: RunRow) -> bool:
     return row.state in _WAITING
 
 
+@people.told
 def ask(spec: PlanSpec) -> None:
     """Queue the plan, unless it is being made already."""
     row = latest(spec)
@@ -63,7 +64,7 @@ def _look(run_id: int) -> None:
         what = "Waiting for a worker" if rows[0].state == "queued" else progress.phase_text(rows[0], state.now_s())
         st.progress(done, what, width=420)
         progress.supervisor_badge()
-        st.button("Stop", icon=":material/stop:", type="tertiary", on_click=progress.cancel, args=([run_id],))
+        acting.button("Stop", icon=":material/stop:", type="tertiary", on_click=progress.cancel, args=([run_id],))
 
 
 def measured_step_s(plan: Mapping[str, Any]) -> dict[tuple[int, str], float]:

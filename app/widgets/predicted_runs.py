@@ -13,7 +13,7 @@ import streamlit as st
 from app import formatting
 from app.comparison import accuracy
 from app.kinds import comparing
-from app.widgets import predictions
+from app.widgets import acting, predictions
 from app.widgets.predictions import Predicted
 from db.runs import RunRow
 from engine.spec import Measured, SpecError, parse_spec, spec_hash
@@ -98,7 +98,9 @@ def ask_button(rows: Sequence[RunRow], label: str, *, key: str, says_how_many: b
     left = [spec for spec in missing if spec_hash(spec) not in under_way]
     with st.container(horizontal=True, vertical_alignment="center"):
         if left:
-            st.button(label, key=key, icon=":material/online_prediction:", on_click=_ask, args=(left[:ASKED_AT_ONCE],))
+            acting.button(
+                label, key=key, icon=":material/online_prediction:", on_click=_ask, args=(left[:ASKED_AT_ONCE],)
+            )
             if says_how_many:
                 number = formatting.plural(len(left), "spec")
                 st.markdown(f":gray[{number} without a prediction]", width="content")

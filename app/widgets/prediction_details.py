@@ -25,7 +25,8 @@ def draw(form: Form) -> None:
     predicted = predictions.known([one.spec], form.place.card, with_course=True).get(one.hash)
     body = st.container()
     if predicted is None or predicted.error is not None:
-        body.caption("Being predicted." if predicted is None else "Not predicted; the reason is above.")
+        is_waiting = predicted is None and predictions.waiting([one.spec], form.place.card)
+        body.caption("Being predicted." if is_waiting else "Not predicted; the reason is above.")
         return
     with body:
         _charts(predicted)

@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, people, state
 from app.widgets import launching, progress
 from db import predictions, queue, runs
 from db.runs import RunRow
@@ -137,8 +137,10 @@ def ask(specs: Sequence[Measured], card: str | None = None, *, place: str = "", 
         again: also what an earlier request left without an answer, each in a request of its own.
 
     Returns:
-        The ids of the new requests.
+        The ids of the new requests; none where this visitor may only look.
     """
+    if not people.visitor().may_change:
+        return []
     with state.database().reading() as session:
         keys = _by_key(specs, card)
         found = predictions.find(session, keys)
@@ -267,8 +269,8 @@ def _withdraw(place: str, keys: Iterable[str]) -> None:
     kept = [row.id for row in rows if not wanted.isdisjoint(_keys(row))]
     st.session_state[_asked_key(place)] = kept
     if unwanted := [row.id for row in rows if row.id not in kept]:
-        with state.database().writing() as session:
-            queue.request_cancel(session, unwanted)
+        with people.acting("cancel") as act:
+            queue.request_cancel(act.session, unwanted)
 
 
 def _asked_key(place: str) -> str:

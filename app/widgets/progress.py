@@ -6,8 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import formatting, state
-from app.widgets import labels, launching
+from app import formatting, people, state
+from app.widgets import acting, labels, launching
 from app.widgets.estimates import Estimator
 from db import queue
 from db.runs import RunRow
@@ -95,7 +95,7 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
                     icon=":material/open_in_new:",
                     query_params={"id": str(row.id)},
                 )
-                st.button(
+                acting.button(
                     "Cancel",
                     key=f"cancel_{row.id}",
                     icon=":material/cancel:",
@@ -109,12 +109,15 @@ def running_card(row: RunRow, expected_s: float | None = None) -> None:
             st.code(log, language=None, wrap_lines=True)
 
 
+@people.told
 def cancel(run_ids: list[int]) -> None:
     """Cancel these runs: queued ones at once, running ones as soon as the supervisor sees it."""
-    with state.database().writing() as session:
-        queue.request_cancel(session, run_ids)
+    with people.acting("cancel") as act:
+        if queue.request_cancel(act.session, run_ids):
+            act.run_ids = run_ids
 
 
+@people.told
 def again(row: RunRow) -> None:
     """Queue a run's spec once more; why that cannot be is shown by ``again_problem``."""
     try:
@@ -144,7 +147,7 @@ def ended_line(row: RunRow) -> None:
         )
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             if row.state == "lost":
-                st.button("Run again", key=f"again_{row.id}", icon=":material/replay:", on_click=again, args=(row,))
+                acting.button("Run again", key=f"again_{row.id}", icon=":material/replay:", on_click=again, args=(row,))
             st.page_link(
                 "views/run.py",
                 label=f"Run {row.id}",

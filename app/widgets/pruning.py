@@ -9,7 +9,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, people, state
+from app.widgets import acting
 from db import pruning
 from db.pruning import OldSamples
 from db.session import home
@@ -47,11 +48,12 @@ def prune_section() -> None:
         what = st.pills(
             "What", [SAMPLES, LOGS], selection_mode="multi", default=[SAMPLES, LOGS], key="prune_what", width="content"
         )
-        if st.button("Preview", key="prune_preview", icon=":material/preview:", disabled=not what):
+        if acting.button("Preview", key="prune_preview", icon=":material/preview:", disabled=not what):
             preview(state.now_s() - int(days) * _DAY_S, tuple(what))
 
 
 @st.dialog("Prune for good?", icon=":material/auto_delete:")
+@people.told
 def preview(ended_before: float, what: Sequence[str]) -> None:
     """Says how much of how many runs would go, and removes it when told to."""
     with st.spinner("Adding up"), state.database().reading() as session:
@@ -88,7 +90,13 @@ def preview(ended_before: float, what: Sequence[str]) -> None:
 
 
 def prune(samples: OldSamples, folders: OldFolders) -> None:
-    """Remove what was shown."""
+    """Remove what was shown; recorded first, so that one that is broken off is known, too."""
+    with people.acting("prune") as act:
+        act.run_ids = samples.run_ids
+        act.detail = formatting.listing(
+            ([f"the samples of {formatting.plural(len(samples.run_ids), 'run')}"] if samples.run_ids else [])
+            + ([f"the files of {formatting.plural(len(folders.folders), 'run')}"] if folders.folders else [])
+        )
     pruning.delete_samples(state.database(), samples.run_ids)
     for folder in folders.folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app import formatting, state
-from app.widgets import case_runs, frames, labels, presenting, progress
+from app.widgets import acting, case_runs, frames, labels, presenting, progress
 from db.runs import RunRow
 
 # More lines than this push what was measured off the screen.
@@ -35,7 +35,7 @@ def sweep_card(title: str, rows: Sequence[RunRow], *, key: str) -> None:
             with st.container(horizontal=True, vertical_alignment="center", width="content"):
                 progress.supervisor_badge()
                 if not presenting.is_on():
-                    st.button(
+                    acting.button(
                         "Cancel",
                         key=key,
                         icon=":material/cancel:",

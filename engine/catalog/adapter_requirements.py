@@ -240,6 +240,11 @@ def _read_saved(folder: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(config, dict):
         raise SpecError("adapter.path", f"the adapter_config.json in {folder} is not a JSON object")
+    wanted = config.get("target_modules")
+    if not isinstance(wanted, str | None) and not (
+        isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)
+    ):
+        raise SpecError("adapter.path", f"the adapter_config.json in {folder} has target_modules that are no names")
     return config
 
 

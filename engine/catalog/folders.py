@@ -5,10 +5,11 @@ Looks at paths with every link followed, and opens no file. Says nothing of what
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+from engine.sentences import one_line
 
 ROOTS_VARIABLE = "PEFT_LAB_MODEL_ROOTS"
 _SHOWN = 120
@@ -25,16 +26,23 @@ def roots() -> tuple[Path, ...]:
         FolderError: when the variable holds something else than whole paths.
     """
     given = os.environ.get(ROOTS_VARIABLE)
-    if given:
-        named = [Path(expanded(part)) for part in given.split(os.pathsep) if part]
-        wrong = next((path for path in named if not path.is_absolute()), None)
+    if not given:
+        found = [*_home(), Path(tempfile.gettempdir())]
+    else:
+        found = [Path(expanded(part)) for part in given.split(os.pathsep) if part]
+        wrong = next((path for path in found if not path.is_absolute()), None)
         if wrong is not None:
             raise FolderError(f"{ROOTS_VARIABLE} must hold whole paths with {os.pathsep!r} between them, not {wrong}")
-    else:
-        named = [Path(tempfile.gettempdir())]
-        with contextlib.suppress(RuntimeError):
-            named.insert(0, Path.home())
-    return tuple(dict.fromkeys(path.resolve() for path in named))
+    return tuple(dict.fromkeys(path.resolve() for path in found))
+
+
+def _home() -> list[Path]:
+    """The user's home folder, where the account has one: some have none, or the whole file system."""
+    try:
+        home = Path.home().resolve()
+    except RuntimeError:
+        return []
+    return [] if home == Path(home.anchor) else [home]
 
 
 def expanded(text: str) -> str:
@@ -98,5 +106,4 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(text: str) -> str:
-    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return "".join(character if character.isprintable() else "?" for character in short)
+    return one_line(text, _SHOWN)

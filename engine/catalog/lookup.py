@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
+_LONGEST = 100
 
 
 class UnknownEntry(LookupError):
@@ -23,7 +24,8 @@ class UnknownEntry(LookupError):
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None where nothing is known."""
     names = list(known)
-    lowered = name.lower()
+    # Comparing takes time by the product of the lengths, and no entry has a name as long as this.
+    lowered = name[:_LONGEST].lower()
     ranked = sorted(
         names, key=lambda other: difflib.SequenceMatcher(None, lowered, other.lower()).ratio(), reverse=True
     )

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from engine.result import Device
+from engine.secrets import masked_value
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     # glibc raises its mmap threshold as blocks are freed, up to 32 MiB, so how much freed memory a process keeps, and
@@ -53,7 +54,11 @@ def environment() -> dict[str, Any]:
     return {
         **_constant_facts(),
         "threads": torch.get_num_threads(),
-        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED_PREFIXES)},
+        "variables": {
+            name: masked_value(name, value)
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_RECORDED_PREFIXES)
+        },
     }
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from engine.sentences import one_line
+
 _LENGTH_BYTES = 8
 # The library's own limit.
 _MAX_HEADER_BYTES = 100_000_000
@@ -47,6 +49,9 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 class WeightFileError(ValueError):
     """A file that is no whole safetensors file; the text is one sentence without the file's name as subject."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""A real database in a folder of its own for each test, and pages that believe a supervisor runs."""
+"""A real database in a folder of its own for each test, and pages that believe a supervisor runs.
+
+AppTest has no connection; pages take it for that of a browser on this machine.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,19 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import people
+from app.access import Connection
 from db.session import Database, open_database
 from tests.app import stored
 
 MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
+
+
+@pytest.fixture(autouse=True)
+def browser_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every page is visited from this machine; a test that is about others says so itself."""
+    here = Connection("127.0.0.1", "127.0.0.1", {"host": "127.0.0.1:8501", "origin": "http://127.0.0.1:8501"})
+    monkeypatch.setattr(people, "connection", lambda: here)
 
 
 @pytest.fixture
@@ -37,7 +49,6 @@ def open_page(database: Database) -> Callable[..., AppTest]:
 
     def open_(name: str, **query: str) -> AppTest:
         app = AppTest.from_file(str(MAIN), default_timeout=30)
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
         if name != "overview":

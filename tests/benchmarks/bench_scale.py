@@ -3,9 +3,10 @@
 Measures in Chromium, from the click or the typed address until the page's script has ended and its table (Runs) or all
 of its charts (Compare) are drawn. Cold is the first visit after the server's start, in a browser without a cache; warm
 is a later one: a reload of the tab, and a change of page inside it. What an empty Streamlit page takes on the same
-machine is measured too, since no page can be faster. Memory is that of the Streamlit process (RSS) while five people
-walk over the pages. Does not measure anything that runs in workers. Run it with ``make bench-dashboard`` on an
-otherwise idle machine; it needs Chromium.
+machine is measured too, since no page can be faster. All this under Playwright, which follows each request that a page
+makes; ``bench_visits`` measures the first visits and reloads of a browser that runs by itself. Memory is that of the
+Streamlit process (RSS) while five people walk over the pages. Does not measure anything that runs in workers. Run it
+with ``make bench-dashboard`` on an otherwise idle machine; it needs Chromium.
 """
 
 from __future__ import annotations

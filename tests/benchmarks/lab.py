@@ -37,9 +37,10 @@ class Dashboard(NamedTuple):
 class Lab:
     """An open database with a supervisor that serves it."""
 
-    def __init__(self, home: Path, database: Database) -> None:
+    def __init__(self, home: Path, database: Database, supervisor_pid: int) -> None:
         self.home = home
         self.database = database
+        self.supervisor_pid = supervisor_pid
 
     def submit(self, *documents: dict[str, Any]) -> list[int]:
         """Queue init specs and return their run ids."""
@@ -103,7 +104,7 @@ def lab(stored: Path | None = None) -> Iterator[Lab]:
     os.environ.pop("PEFT_LAB_DATABASE_URL", None)
     database = open_database()
     supervisor = _start(home, "supervisor.log", "-m", "engine", "supervise")
-    opened = Lab(home, database)
+    opened = Lab(home, database, supervisor.pid)
     try:
         opened.wait(opened.submit({"model": "tiny-test", "repeats": 1, "warmup": 0}))
         yield opened

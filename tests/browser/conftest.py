@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from app.supervision import is_locked
 from engine.executors.processes import end_processes
@@ -23,12 +24,16 @@ from tests.chromium import FLAGS, chromium_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Other tests run beside these; whoever waits for what comes at once is not held up by a long limit.
+expect.set_options(timeout=45_000)
+
 
 class Dashboard:
-    """A Streamlit server that can be killed and started again on the same address."""
+    """A Streamlit server, with options of its own, that can be killed and started again on the same address."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str) -> None:
         self.home = home
+        self._options = options
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -40,14 +45,14 @@ class Dashboard:
         command = [sys.executable, "-m", "streamlit", "run", "app/server.py", f"--server.port={self._port}"]
         with (self.home / "dashboard.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--server.headless=true"],
+                [*command, "--server.headless=true", *self._options],
                 cwd=ROOT,
                 env={**os.environ, "PEFT_LAB_HOME": str(self.home)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 90
         while time.monotonic() < deadline_s:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/_stcore/health", timeout=2):
                 return
@@ -72,6 +77,17 @@ def dashboard(home: Path) -> Iterator[Dashboard]:
     _end_supervisor(home)
 
 
+@pytest.fixture
+def quiet_dashboard(home: Path) -> Iterator[Dashboard]:
+    """A running dashboard for what measures nothing: the supervisor's lock is held here, so that none is started."""
+    with (home / "supervisor.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        running = Dashboard(home)
+        running.start()
+        yield running
+        running.kill()
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
     """One browser for all tests."""
@@ -89,7 +105,7 @@ def page(chromium: object) -> Iterator[Page]:
     """A fresh tab without cookies; fails the test if anything was asked from another host or broke in the page."""
     context = chromium.new_context(accept_downloads=True, viewport={"width": 1440, "height": 900})  # type: ignore[attr-defined]
     tab: Page = context.new_page()
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(45_000)
     foreign: list[str] = []
     errors: list[str] = []
     tab.on(

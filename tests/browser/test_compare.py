@@ -44,9 +44,9 @@ def choose(page: Page, label: str, text: str) -> None:
 
 
 def test_the_address_shows_somebody_else_the_same_comparison(
-    dashboard: Dashboard, page: Page, chromium: Browser
+    quiet_dashboard: Dashboard, page: Page, chromium: Browser
 ) -> None:
-    page.goto(f"{dashboard.address}/compare?ids={two_sweeps()}")
+    page.goto(f"{quiet_dashboard.address}/compare?ids={two_sweeps()}")
     expect(page.get_by_text("DoRA · Stock PEFT is 7.50× slower than LoRA · Stock PEFT")).to_be_visible(timeout=WAIT_MS)
     choose(page, "Baseline", "DoRA")
     expect(page.get_by_text("LoRA · Stock PEFT is 7.50× faster than DoRA · Stock PEFT")).to_be_visible(timeout=WAIT_MS)
@@ -65,13 +65,13 @@ def test_the_address_shows_somebody_else_the_same_comparison(
 
 
 def test_what_is_chosen_below_the_answer_stays_in_the_address_when_that_gets_shorter(
-    dashboard: Dashboard, page: Page
+    quiet_dashboard: Dashboard, page: Page
 ) -> None:
     several = two_sweeps()
     database = open_database()
     single = stored.store(database, stored.init_document(strategy="factored_norm", dora=True), stored.result([0.5] * 3))
     database.close()
-    page.goto(f"{dashboard.address}/compare?ids={several},{single}")
+    page.goto(f"{quiet_dashboard.address}/compare?ids={several},{single}")
     expect(page.get_by_text("DoRA · Stock PEFT is 7.50× slower than LoRA · Stock PEFT")).to_be_visible(timeout=WAIT_MS)
     page.get_by_role("radio", name="Two metrics").click()
     expect(page).to_have_url(re.compile("chart=Two"))
@@ -85,8 +85,10 @@ def test_what_is_chosen_below_the_answer_stays_in_the_address_when_that_gets_sho
     expect(page).to_have_url(re.compile("find=use_"))
 
 
-def test_the_report_opens_without_a_network(dashboard: Dashboard, page: Page, chromium: Any, tmp_path: Path) -> None:
-    page.goto(f"{dashboard.address}/compare?ids={two_sweeps()}")
+def test_the_report_opens_without_a_network(
+    quiet_dashboard: Dashboard, page: Page, chromium: Any, tmp_path: Path
+) -> None:
+    page.goto(f"{quiet_dashboard.address}/compare?ids={two_sweeps()}")
     expect(page.locator(".main-svg").first).to_be_visible(timeout=WAIT_MS)
     with page.expect_download() as download:
         page.get_by_role("button", name="HTML report").click()

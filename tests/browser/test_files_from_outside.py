@@ -69,27 +69,27 @@ def assert_plain(page: Page) -> None:
 
 
 def test_hostile_runs_are_text_on_every_page_and_in_the_report(
-    dashboard: Dashboard, watched: Page, chromium: object, tmp_path: Path
+    quiet_dashboard: Dashboard, watched: Page, chromium: object, tmp_path: Path
 ) -> None:
     page = watched
     path = tmp_path / "<img src=x onerror=alert(4)>.json"
     path.write_text(json.dumps([hostile(seed) for seed in range(2)]))
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     import_files(page, path)
     expect(page.get_by_text("2 runs imported.")).to_be_visible()
     assert_plain(page)
     page.get_by_role("button", name="Show them").click()
     for address in ("runs", "run?id=1", "compare?ids=1,2", "queue", "", "cases", "launch"):
-        page.goto(f"{dashboard.address}/{address}")
+        page.goto(f"{quiet_dashboard.address}/{address}")
         expect(page.get_by_role("heading", level=1).first).to_be_visible()
         page.wait_for_load_state("networkidle")
         assert_plain(page)
-    page.goto(f"{dashboard.address}/run?id=1")
+    page.goto(f"{quiet_dashboard.address}/run?id=1")
     expect(page.get_by_role("heading", level=1)).to_contain_text("<script>alert(1)</script><img src=x")
     page.get_by_role("button", name="Edit").click()
     expect(page.get_by_role("textbox", name="Name")).to_have_value(f"{HOSTILE} 0")
 
-    page.goto(f"{dashboard.address}/compare?ids=1,2")
+    page.goto(f"{quiet_dashboard.address}/compare?ids=1,2")
     with page.expect_download() as download:
         page.get_by_role("button", name="HTML report").click()
     report = tmp_path / "report.html"
@@ -110,7 +110,7 @@ def test_hostile_runs_are_text_on_every_page_and_in_the_report(
 
 
 def test_each_file_gets_its_sentence_and_only_good_ones_are_stored_once(
-    dashboard: Dashboard, watched: Page, tmp_path: Path
+    quiet_dashboard: Dashboard, watched: Page, tmp_path: Path
 ) -> None:
     page = watched
     good = json.dumps([hostile(seed) for seed in range(3)])
@@ -124,7 +124,7 @@ def test_each_file_gets_its_sentence_and_only_good_ones_are_stored_once(
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     import_files(page, *(tmp_path / name for name in files))
     for sentence in (
         "good.json.gz: 3 runs imported.",
@@ -142,15 +142,15 @@ def test_each_file_gets_its_sentence_and_only_good_ones_are_stored_once(
 
 
 def test_a_run_is_archived_deleted_after_a_question_and_imported_again_from_its_copy(
-    dashboard: Dashboard, watched: Page, tmp_path: Path
+    quiet_dashboard: Dashboard, watched: Page, tmp_path: Path
 ) -> None:
     page = watched
     (tmp_path / "run.json").write_text(json.dumps(hostile(1)))
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     import_files(page, tmp_path / "run.json")
     expect(page.get_by_text("1 run imported.")).to_be_visible()
 
-    page.goto(f"{dashboard.address}/run?id=1")
+    page.goto(f"{quiet_dashboard.address}/run?id=1")
     page.get_by_role("button", name="Archive").click()
     page.get_by_role("button", name="Delete").click()
     question = page.get_by_role("dialog")
@@ -164,24 +164,24 @@ def test_a_run_is_archived_deleted_after_a_question_and_imported_again_from_its_
     question.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("There is no run 1 here")).to_be_visible()
 
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     import_files(page, tmp_path / "copy.json")
     expect(page.get_by_text("1 run imported.")).to_be_visible()
 
 
-def test_sample_data_is_loaded_shown_as_such_and_removed(dashboard: Dashboard, watched: Page) -> None:
+def test_sample_data_is_loaded_shown_as_such_and_removed(quiet_dashboard: Dashboard, watched: Page) -> None:
     page = watched
-    page.goto(dashboard.address)
+    page.goto(quiet_dashboard.address)
     page.get_by_role("button", name="Load sample data").click()
     expect(page.get_by_role("button", name="Remove sample data")).to_be_visible(timeout=30_000)
     database = open_database()
     with database.reading() as session:
         rows = runs.list_runs(session)
     assert {row.origin for row in rows} == {"sample"}
-    page.goto(f"{dashboard.address}/run?id={rows[0].id}")
+    page.goto(f"{quiet_dashboard.address}/run?id={rows[0].id}")
     expect(page.get_by_text("Sample data")).to_be_visible()
     expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=30_000)
-    page.goto(dashboard.address)
+    page.goto(quiet_dashboard.address)
     page.get_by_role("button", name="Remove sample data").click()
     expect(page.get_by_role("button", name="Load sample data")).to_be_visible()
     with database.reading() as session:

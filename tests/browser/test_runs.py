@@ -15,12 +15,12 @@ WAIT_MS = 30_000
 
 
 def test_a_narrowed_list_is_shared_by_its_address_and_goes_to_compare(
-    dashboard: Dashboard, page: Page, chromium: Browser
+    quiet_dashboard: Dashboard, page: Page, chromium: Browser
 ) -> None:
     database = open_database()
     stored.lora_and_dora(database)
     database.close()
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     expect(page.get_by_text("4 runs", exact=True)).to_be_visible(timeout=WAIT_MS)
 
     box = page.get_by_role("textbox", name="Filter")

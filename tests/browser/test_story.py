@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from app.widgets.launching import new_run
@@ -29,6 +30,7 @@ def is_undisturbed() -> bool:
     return all(share is not None and share < 0.1 for share in shares)
 
 
+@pytest.mark.alone
 def test_from_the_empty_page_to_a_downloaded_result_within_a_minute(
     dashboard: Dashboard, page: Page, tmp_path: Path
 ) -> None:
@@ -91,12 +93,12 @@ def test_a_run_launched_before_the_dashboard_was_killed_is_there_when_it_is_back
     expect(page.get_by_text("Succeeded")).to_be_visible()
 
 
-def test_filters_are_part_of_the_address_and_survive_a_reload(dashboard: Dashboard, page: Page) -> None:
+def test_filters_are_part_of_the_address_and_survive_a_reload(quiet_dashboard: Dashboard, page: Page) -> None:
     database = open_database()
     with database.writing() as session:
         queue.enqueue(session, [new_run(parse_spec({"kind": "init", "model": "tiny-test"}))])
     database.close()
-    page.goto(f"{dashboard.address}/runs")
+    page.goto(f"{quiet_dashboard.address}/runs")
     page.get_by_role("searchbox", name="Search").fill("no such run")
     page.get_by_role("searchbox", name="Search").press("Enter")
     expect(page.get_by_text("No run passes these filters")).to_be_visible()

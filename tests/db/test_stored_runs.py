@@ -11,7 +11,7 @@ from db import queue, runs, transfer
 from db.documents import parse_run
 from db.models import MemorySample, Metric, Run, Sweep, Tag
 from db.session import Database
-from tests.db.conftest import metric, new_run, result_document, sample
+from tests.db.conftest import metric, new_run, on_sqlite, result_document, sample
 
 
 def listed(database: Database, **filters) -> list[int]:
@@ -226,6 +226,7 @@ def many(database: Database) -> list[int]:
     return ids
 
 
+@on_sqlite
 def test_a_list_of_5000_runs_takes_two_queries_and_less_than_a_second(database: Database, many: list[int]) -> None:
     statements: list[str] = []
     with database.reading() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from engine.spec import spec_hash
 IDS = [known.id for known in cases()]
 
 
+@functools.cache
 def measured(case_id: str) -> list[Observation]:
     """Every spec of the sweep measured once, and counted as often as the sweep asks for."""
     sweep = case(case_id).sweep("test")

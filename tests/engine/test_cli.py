@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +203,38 @@ def test_a_bad_file_is_named_and_keeps_no_good_one_out(
         f"RESULT.json: {tmp_path / 'none.json'} cannot be read: no such file or directory",
     ]
     assert [entry["file"] for entry in json.loads(printed.out)] == [str(good)]
+
+
+# --- what the README says ---------------------------------------------------------------------------------------------
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if "-m engine" in block).splitlines()
+
+
+def test_the_commands_of_the_readme_work_as_written(
+    engine: Engine, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for line in readme_commands():
+        commands, _, file = line.partition(" > ")
+        passed_on = ""
+        for command in commands.split(" | "):
+            program, *arguments = shlex.split(command)
+            if program == "echo":
+                passed_on = " ".join(arguments)
+                continue
+            assert (program, *arguments[:2]) == (".venv/bin/python", "-m", "engine"), line
+            # A supervisor ends its process.
+            run = process if arguments[2] == "supervise" else engine
+            done = run(*arguments[2:], stdin=passed_on)
+            assert done.returncode == 0, (line, done.stderr)
+            passed_on = done.stdout
+        if file:
+            Path(file).write_text(passed_on)
+    assert Path("result.json").stat().st_size > 1000

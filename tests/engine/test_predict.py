@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, LlamaConfig
 
 from engine.adapters import attach
 from engine.jobs.train_memory import measure_memory
@@ -99,9 +100,11 @@ def test_a_type_that_needs_values_is_refused_in_one_sentence_naming_the_operatio
     ids=str,
 )
 def test_an_adapter_of_some_blocks_alone_is_followed_over_all_of_them(
-    adapter: dict[str, Any] | None, differ: bool
+    adapter: dict[str, Any] | None, differ: bool, tmp_path: Path
 ) -> None:
-    spec = spec_of("minimind-26m", adapter=adapter)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 8, "vocab_size": 96}
+    LlamaConfig(hidden_size=64, intermediate_size=96, **sizes).save_pretrained(tmp_path)
+    spec = spec_of(str(tmp_path), adapter=adapter)
     found = predict(spec)
     assert found.notes == (
         ("seen over all blocks",) if differ else ("seen over 2 and 3 blocks; all others do the same",)
@@ -135,8 +138,9 @@ def test_every_way_to_train_is_predicted_to_the_byte(fields: dict[str, Any]) -> 
     assert predicted(spec) == measured(spec)
 
 
-def test_another_architecture_is_predicted_to_the_byte() -> None:
-    assert predicted(spec_of("gpt2")) == measured(spec_of("gpt2"))
+def test_another_architecture_is_predicted_to_the_byte(tmp_path: Path) -> None:
+    GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=96, n_positions=64).save_pretrained(tmp_path)
+    assert predicted(spec_of(str(tmp_path))) == measured(spec_of(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,18 +20,21 @@ SCRIPTS = FOLDER / "static" / "js"
 
 
 class Behind:
-    """What stands behind the middleware; it answers everything with one page and keeps what it was asked for."""
+    """What stands behind the middleware; it answers everything with one page, as far as it may packed, and keeps what
+    it was asked for.
+    """
 
     asked: list[str]
     status: int
 
     async def __call__(self, scope: Any, _receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         self.asked.append(scope["path"])
-        headers = [(b"content-type", b"text/html"), (b"Content-Length", str(len(INDEX)).encode()), (b"etag", b'"1"')]
+        page = gzip.compress(INDEX) if b"gzip" in dict(scope["headers"]).get(b"accept-encoding", b"") else INDEX
+        headers = [(b"content-type", b"text/html"), (b"Content-Length", str(len(page)).encode()), (b"etag", b'"1"')]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        for start in range(0, len(INDEX), 4096):
-            more = start + 4096 < len(INDEX)
-            await send({"type": "http.response.body", "body": INDEX[start : start + 4096], "more_body": more})
+        for start in range(0, len(page), 4096):
+            more = start + 4096 < len(page)
+            await send({"type": "http.response.body", "body": page[start : start + 4096], "more_body": more})
 
 
 BEHIND = Behind()
@@ -48,13 +52,21 @@ def answer(path: str, method: str = "GET", status: int = 200) -> tuple[int, dict
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    asyncio.run(ASSETS({"type": "http", "method": method, "path": path}, receive, send))
+    asked = [(b"host", b"127.0.0.1"), (b"accept-encoding", b"gzip, deflate, br")]
+    asyncio.run(ASSETS({"type": "http", "method": method, "path": path, "headers": asked}, receive, send))
     content = b"".join(message.get("body", b"") for message in sent[1:])
+    if content.startswith(b"\x1f\x8b"):
+        content = gzip.decompress(content)
     return sent[0]["status"], {name.lower(): value for name, value in sent[0]["headers"]}, content
 
 
 def linked(html: bytes) -> list[str]:
     return re.findall(r'<link rel="modulepreload" crossorigin href="\./static/js/([^"]+)">', html.decode())
+
+
+def base_script(page: str) -> bytes:
+    where = f"location.origin + location.pathname.slice(0, -{len(page)})"
+    return f"<script>window.__streamlit = {{BACKEND_BASE_URL: {where}}}</script>".encode()
 
 
 def test_every_file_of_streamlit_is_sent_whole_and_may_be_kept_for_ever() -> None:
@@ -87,7 +99,7 @@ def test_a_page_names_the_scripts_of_its_elements_and_all_that_these_import(page
     _, headers, html = answer(page)
     assert headers[b"content-length"] == str(len(html)).encode()
     assert b"etag" not in headers
-    assert html.replace(hints(FOLDER, ELEMENTS[page]).encode(), b"") == INDEX
+    assert base_script(page) + hints(FOLDER, ELEMENTS[page]).encode() in html
     names = linked(html)
     for element in ELEMENTS[page]:
         assert any(name.startswith(f"{element}.") for name in names), f"Streamlit has no {element} any more"
@@ -105,5 +117,7 @@ def test_a_page_that_is_not_sent_again_stays_as_it_is() -> None:
     assert answer("/runs", status=304)[2] == INDEX
 
 
-def test_other_pages_are_sent_as_they_are() -> None:
-    assert answer("/launch")[2] == INDEX
+def test_a_page_says_where_the_server_is_and_is_else_sent_as_it_is() -> None:
+    assert answer("/launch")[2] == INDEX.replace(b"</head>", base_script("/launch") + b"</head>")
+    # Here the page is where the server is.
+    assert answer("/")[2] == INDEX

@@ -133,6 +133,12 @@ def test_by_default_the_roots_are_the_home_folder_and_that_for_temporary_files(
         assert folders.inside("~/models/one") == tmp_path.resolve() / "models" / "one"
 
 
+def test_an_account_whose_home_folder_is_the_whole_machine_has_no_root_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(folders.ROOTS_VARIABLE)
+    monkeypatch.setenv("HOME", "/")
+    assert folders.roots() == (Path(tempfile.gettempdir()).resolve(),)
+
+
 def test_roots_that_are_no_whole_paths_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(folders.ROOTS_VARIABLE, "models:/data")
     assert problems(model="/data/model") == [

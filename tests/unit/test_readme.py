@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-def engine_commands() -> list[str]:
-    block = next(block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "-m engine" in block)
-    return block.replace(".venv/bin/python", sys.executable).splitlines()
 
 
 def test_every_make_command_of_the_readme_is_a_target() -> None:
@@ -42,13 +34,3 @@ def test_every_variable_that_is_read_is_in_the_readme() -> None:
 def test_every_file_that_the_readme_shows_is_there() -> None:
     for name in re.findall(r"""(?:\]\(|src="|srcset=")(?!http)([^)#"]+)""", README):
         assert (ROOT / name).exists(), name
-
-
-def test_the_commands_without_a_browser_work_as_written(home: Path, tmp_path: Path) -> None:
-    script = "set -e\n" + "\n".join(engine_commands())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "result.json").stat().st_size > 1000
