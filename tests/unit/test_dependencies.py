@@ -69,7 +69,7 @@ def test_nothing_that_a_page_loads_imports_torch(package: str) -> None:
 def test_the_top_level_holds_only_what_the_design_names() -> None:
     allowed = {"app", "engine", "db", "tests", "docs", ".streamlit", ".ci", ".git", ".gitignore", "requirements.txt"}
     allowed |= {"README.md", "Makefile", "pyproject.toml", "LICENSE"}
-    ignored = {".venv", "data", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
+    ignored = {".venv", "data", ".mypy_cache", ".pytest_cache", ".hypothesis", ".ruff_cache", "__pycache__"}
     assert {path.name for path in ROOT.iterdir()} - ignored <= allowed
 
 
