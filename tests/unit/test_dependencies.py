@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_HALF = ("engine.spec", "engine.catalog", "engine.cases", "engine.result")
+REQUIREMENTS = ("requirements.txt", "engine/executors/requirements-cluster.txt", "tests/requirements.txt")
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
 
 
@@ -75,9 +76,9 @@ def test_every_library_that_is_imported_is_pinned() -> None:
     """One that only another library brings along may be gone with that one's next version."""
     distributions = importlib.metadata.packages_distributions()
     pinned: set[str] = set()
-    for requirements, packages in (("", ("app", "db", "engine")), ("tests/", ("tests",))):
-        lines = (ROOT / f"{requirements}requirements.txt").read_text().splitlines()
-        pinned |= {line.partition("==")[0] for line in lines if "==" in line}
+    for requirements, packages in ((REQUIREMENTS[:2], ("app", "db", "engine")), (REQUIREMENTS[2:], ("tests",))):
+        lines = [line for name in requirements for line in (ROOT / name).read_text().splitlines()]
+        pinned |= {re.split(r"==|\[", line)[0] for line in lines if "==" in line}
         for path in [path for package in packages for path in files(package)]:
             for name in imports_of(path):
                 found = {_normal(one) for one in distributions.get(name.partition(".")[0], ())}
@@ -89,7 +90,7 @@ def _normal(distribution: str) -> str:
 
 
 def test_every_requirement_is_pinned_exactly() -> None:
-    for path in (ROOT / "requirements.txt", ROOT / "tests/requirements.txt"):
-        for line in path.read_text().splitlines():
+    for name in REQUIREMENTS:
+        for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
-                assert "==" in line, f"{path.name}: {line}"
+                assert "==" in line, f"{name}: {line}"
