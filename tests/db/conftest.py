@@ -17,10 +17,15 @@ from sqlalchemy import NullPool, create_engine
 
 from db import queue
 from db.models import Base
+from db.nodes import NodeRow
 from db.session import VERSION_TABLE, Database, open_database, schema_revisions
 from tests import postgresql
 
 Document = dict[str, Any]
+CPU = {"id": "cpu", "kind": "cpu", "name": "CPU", "memory_bytes": 2**40, "dtypes": ["float32"], "driver": None}
+HERE = NodeRow(
+    name="here", is_head=True, state="ready", versions={"torch": "2.13.0"}, seen_at=1e9, devices=(CPU,), problem=None
+)
 PROCESSES = 4
 _barrier: Any = None
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from db import __main__, predictions, queue, runs, transfer
+from db import __main__, nodes, predictions, queue, transfer
 from db.copying import copy
 from db.documents import parse_run
 from db.models import Base
 from db.session import VERSION_TABLE, Database, DatabaseError, open_database, schema_revisions
-from tests.db.conftest import metric, new_run, on_sqlite, result_document, sample
+from tests.db.conftest import HERE, metric, new_run, on_sqlite, result_document, sample
 from tests.db.test_migrations import migrate_to
 
-CPU = {"id": "cpu", "kind": "cpu", "name": "CPU", "memory_bytes": 2**40, "dtypes": ["float32"]}
 LAST_ID = 7
 
 
@@ -31,7 +30,7 @@ def filled(url: str, database: Database, finished: Callable[..., int], enqueue: 
     enqueue(3, sweep_name="Friday")
     with database.writing() as session:
         transfer.store_runs(session, [parse_run(result_document(tags=["b", "A", "ü"], note="two\nlines"))])
-        runs.upsert_devices(session, [CPU])
+        nodes.store(session, [HERE])
         predictions.store(session, [{"key": "k", "spec_hash": "h", "course": [{"bytes": {"a": 2**53}}], "peak": 1.5}])
     (last,) = enqueue()
     assert last == LAST_ID
@@ -89,7 +88,7 @@ def test_the_copy_goes_on_numbering_where_the_source_does(filled: str, of_anothe
 def test_a_database_that_is_not_empty_takes_no_copy_and_stays_as_it_is(filled: str, another_url: str) -> None:
     other = open_database(another_url)
     with other.writing() as session:
-        runs.upsert_devices(session, [CPU])
+        nodes.store(session, [HERE])
     other.close()
     before = everything(another_url)
     refused(filled, another_url, r"is not empty \(devices\); copy into a new database$")

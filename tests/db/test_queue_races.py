@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from db import queue, runs, transfer
+from db import nodes, queue, transfer
 from db.documents import parse_run
 from db.session import Database, open_database
-from tests.db.conftest import PROCESSES, Race, new_run, result_document
-
-CPU = {"id": "cpu", "kind": "cpu", "name": "CPU", "memory_bytes": 2**40, "dtypes": ["float32"], "driver": None}
+from tests.db.conftest import HERE, PROCESSES, Race, new_run, result_document
 
 
 def claim_all(url: str, number: int, start: Callable[[], object]) -> list[int]:
@@ -68,7 +66,7 @@ def change_the_same(url: str, number: int, start: Callable[[], object]) -> None:
         with database.writing() as session:
             queue.request_cancel(session, ids)
         with database.writing() as session:
-            runs.upsert_devices(session, [CPU])
+            nodes.store(session, [HERE])
         with database.writing() as session:
             transfer.store_runs(session, [parse_run(result_document(note=f"turn {turn}"))])
     database.close()
