@@ -50,7 +50,9 @@ class NodeAgent:
         self._key = secrets.token_bytes(32)
         self._changed = threading.Lock()
         self._gpus: tuple[str, ...] = ()
-        self._locks: dict[str, list[Lock]] = {}
+        #: Devices that are kept for a run that has not begun, by what the driver calls each of its requests.
+        self._kept: dict[str, Lock] = {}
+        self._given_up: set[str] = set()
         self._workers: dict[str, LocalWorker] = {}
         self._cancelled: set[str] = set()
 
@@ -72,21 +74,28 @@ class NodeAgent:
             "key": self._key,
         }
 
-    def lock(self, device: str) -> bool:
-        """Keep a device for the next run that is started on it; False if measurements use it. ``cuda:0`` is any GPU."""
+    def lock(self, device: str, token: str) -> bool:
+        """Keep a device for the run that will name ``token``; False if measurements use it. ``cuda:0`` is any GPU."""
         with self._changed:
+            if token in self._given_up:
+                self._given_up.discard(token)
+                return False
             for one in self._gpus if device == ANY_GPU else (device,):
                 taken = self._executor.lock(one)
                 if taken is not None:
-                    self._locks.setdefault(device, []).append(taken)
+                    self._kept[token] = taken
                     return True
         return False
 
-    def release(self, device: str) -> None:
-        """Give up a device that was kept and that no run was started on."""
+    def release(self, token: str) -> None:
+        """Give up what was kept, or is about to be, and no run has begun on."""
         with self._changed:
-            if self._locks.get(device):
-                self._locks[device].pop().close()
+            kept = self._kept.pop(token, None)
+            if kept is None:
+                # Calls may overtake each other.
+                self._given_up.add(token)
+            else:
+                kept.close()
 
     def look(self, runs: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """Where each of these runs is that has begun here, and what its log has from the given byte on."""
@@ -97,7 +106,6 @@ class NodeAgent:
                 progress = found.progress()
                 seen[run] = {
                     "progress": None if progress is None else asdict(progress),
-                    "age_s": found.age_s,
                     "log": _log(found.work.folder, log_from, _MOST_LOG_BYTES),
                 }
         return seen
@@ -111,16 +119,18 @@ class NodeAgent:
         if found is not None:
             found.cancel(ending, grace_s)
 
-    def collect(self, run: str, device: str, log_from: int, ending: Ending | None) -> dict[str, Any] | None:
-        """What came of a run, with the rest of its log; None if it never began here. Forgets the run and its device.
+    def collect(self, run: str, token: str, log_from: int, ending: Ending | None) -> dict[str, Any] | None:
+        """What came of a run, with the rest of its log; None if it never began here. Forgets all about the run.
 
         ``ending`` is what it is called if it still runs, or if it left no result and nobody ended it.
         """
         with self._changed:
             found = self._workers.pop(run, None)
             self._cancelled.discard(run)
+            kept = self._kept.pop(token, None)
+        if kept is not None:
+            kept.close()
         if found is None:
-            self.release(device)
             return None
         patience_s = time.monotonic() + _EXIT_CODE_S
         while ending is None and found.is_alive() and time.monotonic() < patience_s:
@@ -145,13 +155,13 @@ class NodeAgent:
 
     def _begin(self, connection: Connection[Any, Any], request: Mapping[str, Any]) -> str | None:
         """Start the worker of one run, on a leash whose other end the task has. Returns why not, if it cannot be."""
-        run, device = request["run"], request["device"]
+        run = request["run"]
         with self._changed:
             if run in self._cancelled:
                 return "it was cancelled"
-            if not self._locks.get(device):
-                return f"{device} is not kept for it"
-            lock = self._locks[device].pop()
+            lock = self._kept.pop(request["token"], None)
+            if lock is None:
+                return f"{request['device']} is not kept for it"
             work = Work(request["spec"], request["spec_hash"], self._folder / run)
             try:
                 with socket.socket(fileno=os.dup(connection.fileno())) as requester:

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -40,7 +41,7 @@ _START_S = 120.0
 _NODES_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.25
 _WAIT_S = 0.1
-_LOCK_S = 2.0
+_ANSWER_S = 2.0
 _CANCEL_S = 10.0
 #: How every HTTP/2 connection begins, which Ray's server speaks: an empty SETTINGS frame, answered with its own.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -87,12 +88,14 @@ class RayLock:
 
     device: str
     node: _Node
+    #: What the node calls it.
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
     given_to_a_run: bool = False
 
     def close(self) -> None:
         """Give the device up, unless a run was started on it: then its node gives it up with the run."""
         if not self.given_to_a_run:
-            self.node.agent.release.remote(self.device)
+            self.node.agent.release.remote(self.token)
 
 
 class RayWorker:
@@ -102,13 +105,13 @@ class RayWorker:
     pid: int | None = None
     process_start_s: float | None = None
 
-    def __init__(self, work: Work, node: _Node, device: str, task: Any) -> None:
-        self.work, self.node, self.device, self.task = work, node, device, task
+    def __init__(self, work: Work, kept: RayLock, task: Any) -> None:
+        self.work, self.kept, self.node, self.task = work, kept, kept.node, task
         self.collecting: Any = None
         self.log_bytes = 0
         self.ending: Ending | None = None
         self._submitted_s = time.monotonic()
-        self._progress: Progress | None = Progress(f"waiting for {node.name}")
+        self._progress: Progress | None = Progress(f"waiting for {kept.node.name}")
         self._document: dict[str, Any] | None = None
         self.ended = threading.Event()
         # Readable once the run has ended, so that the supervisor need not ask.
@@ -139,7 +142,7 @@ class RayWorker:
         self.ending = self.ending or ending
         ray.wait([self.node.agent.cancel.remote(self.run, ending, grace_s)], timeout=grace_s + _CANCEL_S)
         # Has ended a worker's task by now; one that still waits for the node, or hangs, is ended here.
-        if not self.ended.wait(_LOCK_S):
+        if not self.ended.wait(_ANSWER_S):
             ray.cancel(self.task, force=True)
         if not self.ended.wait(_CANCEL_S):
             self.end(None)
@@ -190,9 +193,9 @@ class RayExecutor:
         self._next_nodes_s = 0.0
 
     def start(self) -> list[Device]:
-        """Join the cluster, start an agent on each node, and return the devices of those that answer.
+        """Join the cluster, start an agent on each node, and return the devices of the first that answers.
 
-        Nodes that join later are found, too. One that cannot run workers is left out, and the log says why.
+        The others are found as they answer or join. One that cannot run workers is left out, and the log says why.
 
         Raises:
             ExecutorError: if there is no such cluster, or this machine cannot join it.
@@ -201,33 +204,35 @@ class RayExecutor:
         self._local.start()
         self._find_nodes()
         deadline_s = time.monotonic() + _START_S
-        while any(node.starting for node in self._nodes.values()) and time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s:
+            nodes = self._nodes.values()
+            if any(node.devices for node in nodes) or not any(node.starting for node in nodes):
+                break
             self._turn()
         threading.Thread(target=self._keep_turning, name="ray", daemon=True).start()
         return [device for node in self.nodes() for device in node.devices]
 
     def nodes(self) -> list[Node]:
-        """Every node of the cluster that has answered, those that cannot run workers among them, with the reason."""
+        """The head and every node that has answered, those that cannot run workers among them, with the reason."""
         with self._changed:
-            found = [node for node in self._nodes.values() if node.starting is None]
+            found = [node for node in self._nodes.values() if node.is_head or node.starting is None]
         return [Node(node.name, node.devices, node.versions, node.is_head, node.problem) for node in found]
 
     def lock(self, device: str, node: str | None = None) -> Lock | None:
         """Keep a device of a node for a run; None if a measurement uses it or the node does not answer at once."""
         with self._changed:
             place = next((found for found in self._nodes.values() if found.name == node), None)
-            at_work = sum(one.node is place and one.device == device for one in self._workers)
+            at_work = sum(one.node is place and one.kept.device == device for one in self._workers)
         if place is None or at_work >= place.slots(device):
             return None
+        lock = RayLock(device, place)
         try:
-            kept = ray.get(place.agent.lock.remote(device), timeout=_LOCK_S)
+            return lock if ray.get(place.agent.lock.remote(device, lock.token), timeout=_ANSWER_S) else None
         except exceptions.ActorDiedError as error:
             self._lose_agent(place, _first_line(error))
-            return None
         except exceptions.RayError:
-            place.agent.release.remote(device)
-            return None
-        return RayLock(device, place) if kept else None
+            lock.close()
+        return None
 
     def submit(self, work: Work, lock: Lock | None) -> Worker:
         """Give a run to the node of its lock; without one, to this machine.
@@ -247,12 +252,13 @@ class RayExecutor:
         request = {
             "run": work.folder.name,
             "device": kept.device,
+            "token": kept.token,
             "spec": dict(work.spec),
             "spec_hash": work.spec_hash,
         }
         task = _task(node, kept.device).remote(node.address, node.key, request)
         kept.given_to_a_run = True
-        started = RayWorker(work, node, kept.device, task)
+        started = RayWorker(work, kept, task)
         with self._changed:
             self._workers.append(started)
         return started
@@ -273,8 +279,8 @@ class RayExecutor:
                 if time.monotonic() >= self._next_nodes_s:
                     self._find_nodes()
                 self._turn()
-            except exceptions.RayError as error:
-                _log.warning("%s", _first_line(error))
+            except Exception as error:  # without this thread no run would ever end
+                _log.warning("%s: %s", type(error).__name__, _first_line(error))
                 time.sleep(_WAIT_S)
 
     def _turn(self) -> None:
@@ -366,7 +372,7 @@ class RayExecutor:
                     ended.ending = ended.ending or ("failed", f"The worker could not be started: {problem}")
             except exceptions.RayError as error:
                 ending = ended.ending = ended.ending or _task_ending(error, ended.node.name)
-            ended.collecting = ended.node.agent.collect.remote(ended.run, ended.device, ended.log_bytes, ending)
+            ended.collecting = ended.node.agent.collect.remote(ended.run, ended.kept.token, ended.log_bytes, ending)
             return
         document = None
         with contextlib.suppress(exceptions.RayError):
@@ -511,12 +517,13 @@ def _new_node(row: dict[str, Any], name: str) -> _Node:
         gpus=resources.get("GPU", 0.0),
         accelerator=typed[0] if typed else None,
     )
+    if node.is_head:
+        # What the others are compared with before it has answered.
+        node.versions = versions()
     if node.cpus >= 1 or node.gpus >= 1:
         node.agent = _node_agent.options(scheduling_strategy=strategy).remote(name)
         node.starting = node.agent.start.remote()
-    elif node.is_head:
-        node.versions = versions()
-    else:
+    elif not node.is_head:
         node.problem = "it gives Ray neither a CPU nor a GPU"
     return node
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from db import __main__, nodes, predictions, queue, transfer
+from db import __main__, nodes, predictions, queue, runs, transfer
 from db.copying import copy
 from db.documents import parse_run
 from db.models import Base

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from db import nodes, queue, transfer
+from db import nodes, queue, runs, transfer
 from db.documents import parse_run
 from db.session import Database, open_database
 from tests.db.conftest import HERE, PROCESSES, Race, new_run, result_document

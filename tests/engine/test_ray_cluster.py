@@ -136,7 +136,7 @@ def end_of(lab: Lab, run_id: int, wait: Wait, timeout_s: float = 60.0) -> Any:
 
 
 def under_way(lab: Lab, run_id: int, wait: Wait) -> None:
-    wait(lambda: (lab.run(run_id).progress or {}).get("total"), f"run {run_id} reports its repeats", 60.0)
+    wait(lambda: (lab.run(run_id).progress or {}).get("total"), f"run {run_id} reports its repeats", START_S)
 
 
 def test_a_run_is_measured_on_the_node_that_it_names_and_its_log_comes_here(ready: Lab, eventually: Wait) -> None:
