@@ -91,7 +91,7 @@ def test_a_database_that_is_not_empty_takes_no_copy_and_stays_as_it_is(filled: s
         nodes.store(session, [HERE])
     other.close()
     before = everything(another_url)
-    refused(filled, another_url, r"is not empty \(devices\); copy into a new database$")
+    refused(filled, another_url, r"is not empty \(nodes, devices\); copy into a new database$")
     refused(filled, filled, r"is not empty \([a-z_, ]*runs[a-z_, ]*\); copy into a new database$")
     assert everything(another_url) == before
 
