@@ -31,7 +31,7 @@ IN_OLDEST = {
         "_maybe_include_all_linear_layers",
         "check_adapters_to_merge",
     },
-    "peft.utils": {"SAFETENSORS_WEIGHTS_NAME"},
+    "peft.utils": {"CONFIG_NAME", "SAFETENSORS_WEIGHTS_NAME"},
     "peft.utils.integrations": {"check_deepspeed_zero3_enabled"},
 }
 # Scripts that write the catalog for the pinned PEFT, not for others.

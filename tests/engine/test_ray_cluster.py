@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,14 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("r")
+def lab() -> Iterator[Lab]:
+    # Not pytest's own folders: Ray has sockets below it, whose paths must not be longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
+        yield from lab_in(Path(folder))
+
+
+def lab_in(folder: Path) -> Iterator[Lab]:
+    """A supervisor with its home in this folder, and a cluster of nodes for it."""
     home = folder / "home"
     home.mkdir()
     patch = pytest.MonkeyPatch()

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def answer(path: str, method: str = "GET", status: int = 200) -> tuple[int, dict
         return {"type": "http.request"}
 
     asked = [(b"host", b"127.0.0.1"), (b"accept-encoding", b"gzip, deflate, br")]
-    asyncio.run(ASSETS({"type": "http", "method": method, "path": path, "headers": asked}, receive, send))
+    # In a thread of its own: that of the tests may have a loop that Playwright left running.
+    request = {"type": "http", "method": method, "path": path, "headers": asked}
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: asyncio.run(ASSETS(request, receive, send))).result()
     content = b"".join(message.get("body", b"") for message in sent[1:])
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
