@@ -58,6 +58,16 @@ class Supervision:
             return ""
         return lines[-1][:300] if lines else ""
 
+    def trouble(self) -> str:
+        """What keeps a supervisor that runs from its work, in one sentence; empty while nothing does."""
+        if not os.access(self._home, os.W_OK):
+            return f"Runs and results wait until {self._home} can be written"
+        try:
+            told = (self._home / "supervisor.trouble").read_text(errors="ignore").strip()
+        except OSError:
+            return ""
+        return f"Runs and results wait until the database can be used: {told}" if told else ""
+
     def signs(self) -> SupervisorSigns | None:
         """What the last supervisor to hold the lock shows of itself; None where there never was one.
 

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from db import nodes, predictions, queue, runs, session
+from engine import trouble
 from engine.executors import Executor, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result
 from engine.executors.processes import is_same_process, process_start_s, try_lock_file
@@ -127,6 +128,8 @@ class Supervisor:
         #: What is to be written, oldest first. Each item is one transaction that may be tried again.
         self._owed: deque[Callable[[Session], object]] = deque()
         self._trouble = ""
+        #: The trouble as pages know it; nobody knows what the last supervisor left there.
+        self._told: str | None = None
         #: Signs of life of runs that are not ours, each with when it was seen first: clocks may be set.
         self._signs: dict[int, tuple[float | None, float]] = {}
         self._heartbeat, self._control, self._recovery = _Every(_HEARTBEAT_S), _Every(_CONTROL_S), _Every(_RECOVER_S)
@@ -201,6 +204,9 @@ class Supervisor:
                 _log.warning("%s. Runs under way go on; their results are kept until it can be used again", error)
             self._trouble = str(error)
             return False
+        finally:
+            if self._told != self._trouble and trouble.tell(self._home, self._trouble):
+                self._told = self._trouble
         return True
 
     def _write(self, action: Callable[[Session], Result]) -> Result:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from app.supervision import Supervision
 from db import predictions, queue, runs
 from db.session import Database, DatabaseUnavailable, open_database
 from engine import supervisor as supervising
@@ -118,8 +119,10 @@ def test_a_database_that_another_process_locks_for_long_holds_up_no_measurement_
     # The run is there, but nobody can claim it.
     lock.execute("BEGIN IMMEDIATE")
     eventually(lambda: "kept it locked" in caplog.text, "the supervisor says so")
+    eventually(lambda: "kept it locked" in Supervision(home).trouble(), "pages can say so")
     lock.execute("ROLLBACK")
     eventually(lambda: detail(database, first).state == "running", "the run is claimed")
+    eventually(lambda: Supervision(home).trouble() == "", "pages can say that it is over")
     lock.execute("BEGIN IMMEDIATE")
     result = run_folder(home, detail(database, first).uid) / "result.json"
     eventually(result.exists, "it is measured to its end")
@@ -180,6 +183,7 @@ def test_a_full_disk_loses_no_result_and_the_queue_goes_on_when_there_is_room(
     worker = detail(database, measured).worker_pid
     eventually(lambda: is_idle(worker), "the worker waits with its result")
     assert detail(database, measured).state == "running"
+    eventually(lambda: "the disk is full" in Supervision(small_disk).trouble(), "pages can say so", 30)
     (small_disk / "something else").unlink()
     assert end_of(database, measured, eventually).state == "succeeded"
     assert end_of(database, waiting, eventually).state == "succeeded"
@@ -203,6 +207,7 @@ def test_a_home_that_becomes_read_only_loses_no_result_and_all_goes_on_when_it_c
         if not can_be_written(home, False):
             pytest.skip("files cannot be made immutable here")
         eventually(lambda: "Runs under way go on" in caplog.text, "the supervisor says so")
+        assert Supervision(home).trouble() == f"Runs and results wait until {home} can be written"
         with pytest.raises(DatabaseUnavailable, match=r"check what you may do with it|because the disk refuses"):
             enqueue(database)
     finally:
