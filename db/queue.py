@@ -202,12 +202,17 @@ def put_back(session: Session, run_id: int) -> bool:
     return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
 
 
-def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool:
-    """Record where a running run is ({"phase", "done", "total", "eta_s"}); also a heartbeat.
+def progress(session: Session, documents: Mapping[int, Mapping[str, Any]]) -> int:
+    """Record where running runs are ({"phase", "done", "total", "eta_s"} by id); also a heartbeat.
 
-    Returns False when the run is not running any more.
+    Returns how many of them are still running.
     """
-    return _changed(session, _running(run_id).values(progress=dict(progress), heartbeat_at=time.time())) == 1
+    hold(session, documents)
+    now = time.time()
+    return sum(
+        _changed(session, _running(run_id).values(progress=dict(document), heartbeat_at=now))
+        for run_id, document in documents.items()
+    )
 
 
 def heartbeat(session: Session, run_ids: Collection[int]) -> None:

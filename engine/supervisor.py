@@ -305,16 +305,16 @@ class Supervisor:
             self._collect(active)
 
     def _store_progress(self) -> None:
-        moved = []
+        moved = {}
         for active in self._active.values():
             progress = active.worker.progress()
             if progress is not None:
                 shown = f"{progress.phase} {progress.done * 20 // max(progress.total, 1)}"
                 if shown != active.stored_progress:
                     active.stored_progress = shown
-                    moved.append((active.run_id, asdict(progress)))
+                    moved[active.run_id] = asdict(progress)
         if moved:
-            self._write(lambda db: [queue.progress(db, run_id, document) for run_id, document in moved])
+            self._write(lambda db: queue.progress(db, moved))
 
     def _wait(self) -> None:
         """Sleep until a worker ends or it is time to look again; never spin beside a measurement."""

@@ -159,8 +159,8 @@ def test_progress_and_heartbeats_show_that_a_run_is_alive(database: Database, en
     claim()
     with database.writing() as session:
         claimed_at = queue.running(session)[0].heartbeat_at
-        assert queue.progress(session, run_id, {"phase": "attach", "done": 3, "total": 9, "eta_s": 1.5})
-        assert not queue.progress(session, waiting, {"phase": "attach"})
+        attached = {"phase": "attach", "done": 3, "total": 9, "eta_s": 1.5}
+        assert queue.progress(session, {waiting: {"phase": "attach"}, run_id: attached}) == 1
         reported_at = queue.running(session)[0].heartbeat_at
         queue.heartbeat(session, [run_id, waiting])
         alive_at = queue.running(session)[0].heartbeat_at
@@ -200,7 +200,7 @@ def test_a_final_state_is_never_overwritten(database: Database, finished) -> Non
         assert not queue.finish(session, run_id, {"state": "lost", "metrics": [metric("init_time_s", 9.0)]})
         assert not queue.started(session, run_id, 2, 2.0, "x")
         assert not queue.adopt(session, run_id, "x")
-        assert not queue.progress(session, run_id, {"phase": "late"})
+        assert not queue.progress(session, {run_id: {"phase": "late"}})
     with database.reading() as session:
         run = runs.get_run(session, run_id)
     assert (run.state, [row.value for row in run.metrics], run.worker_pid) == ("succeeded", [0.5], 1)
