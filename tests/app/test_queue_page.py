@@ -127,6 +127,19 @@ def test_a_lost_run_of_a_node_that_is_still_gone_is_not_queued_and_the_page_says
     assert formatting.plain("box takes no runs now: it does not answer") in words(app)
 
 
+def test_a_lost_run_for_a_device_that_no_node_has_is_not_queued_and_the_page_says_what_there_is(
+    open_page: Open, database: Database
+) -> None:
+    stored.devices(database, stored.node("box"))
+    lost = stored.store(
+        database, stored.init_document(device="cuda:1"), {"state": "lost", "error": {"kind": "lost", "text": "gone"}}
+    )
+    app = open_page("queue")
+    app.button(key=f"again_{lost}").click().run()
+    assert list(states(database).values()) == ["lost"]
+    assert formatting.plain(f"no node has cuda:1; there is cpu ({stored.CPU['name']})") in words(app)
+
+
 def test_a_run_that_waits_for_an_absent_node_says_so(open_page: Open, database: Database) -> None:
     stored.queued(database, stored.init_document(node="box"))
     assert "waits for the node box, which is not there" in words(open_page("queue"))
