@@ -195,7 +195,8 @@ def put_back(session: Session, run_id: int) -> bool:
     Returns False, and changes nothing, when the run is not running or a worker was started for it: what was measured
     once is not measured again by itself.
     """
-    claimed = _running(run_id).where(Run.worker_pid.is_(None))
+    # The worker of a run on another machine has no number here.
+    claimed = _running(run_id).where(Run.started_at.is_(None))
     cancelled = claimed.where(Run.cancel_requested.is_(True))
     if _changed(session, cancelled.values(state="cancelled", finished_at=time.time())) == 1:
         return True

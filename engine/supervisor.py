@@ -357,7 +357,7 @@ class Supervisor:
                 self._active[row.id] = _Active(row.id, row.spec, worker)
         elif worker is not None:
             self._finish(row.id, worker.collect())
-        elif row.worker_pid is not None:
+        elif row.started_at is not None:
             text = "The supervisor and the worker both ended before there was a result, and the run's folder is gone"
             self._finish(row.id, document_without_result(work, ("lost", text)))
         elif max(self._silent_s(row, row.claimed_at), time.time() - (row.claimed_at or 0.0)) >= _START_GRACE_S:

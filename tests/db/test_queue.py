@@ -144,14 +144,16 @@ def test_a_claimed_run_of_which_nothing_was_run_goes_back_to_its_place(database:
 def test_a_run_goes_not_back_to_the_queue_when_a_worker_was_started_or_it_was_cancelled(
     database: Database, enqueue, claim
 ) -> None:
-    measured, cancelled = enqueue(2)
-    assert [claim().id, claim().id] == [measured, cancelled]
+    here, elsewhere, cancelled = enqueue(3)
+    assert [claim().id for _ in range(3)] == [here, elsewhere, cancelled]
     with database.writing() as session:
-        queue.started(session, measured, 1, 1.0, "runs/x")
+        queue.started(session, here, 1, 1.0, "runs/x")
+        queue.started(session, elsewhere, None, None, "runs/y")
         queue.request_cancel(session, [cancelled])
-        assert not queue.put_back(session, measured)
+        assert not queue.put_back(session, here)
+        assert not queue.put_back(session, elsewhere)
         assert queue.put_back(session, cancelled)
-    assert [state(database, measured), state(database, cancelled)] == ["running", "cancelled"]
+    assert [state(database, run_id) for run_id in (here, elsewhere, cancelled)] == ["running", "running", "cancelled"]
 
 
 def test_progress_and_heartbeats_show_that_a_run_is_alive(database: Database, enqueue, claim) -> None:

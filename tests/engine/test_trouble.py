@@ -257,6 +257,20 @@ def test_a_run_claimed_by_the_dead_is_queued_again_also_when_the_clock_was_set_b
     assert row.state == "succeeded"
 
 
+def test_a_run_that_was_on_a_node_of_a_cluster_is_not_measured_here_when_its_supervisor_ended(
+    home: Path, database: Database, supervise: Supervise, eventually: Wait
+) -> None:
+    on_a_node, following = enqueue(database), enqueue(database)
+    claim_as(database, "1@0.01", on_a_node, at=time.time() - 60)
+    folder = run_folder(home, detail(database, on_a_node).uid)
+    folder.mkdir(parents=True)
+    (folder / "node.json").write_text('{"node": "far"}')
+    supervise()
+    row = end_of(database, on_a_node, eventually)
+    assert (row.state, row.error_text) == ("lost", "The supervisor ended, and with it the run on far")
+    assert end_of(database, following, eventually).state == "succeeded"
+
+
 def test_a_run_of_another_machine_is_left_alone_as_long_as_its_supervisor_gives_signs(
     database: Database, supervise: Supervise, eventually: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
