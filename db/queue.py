@@ -72,6 +72,7 @@ class RunningRun:
     started_at: float | None
     heartbeat_at: float | None
     cancel_requested: bool
+    abandoned_claims: int
 
 
 def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = None) -> list[int]:
@@ -189,8 +190,10 @@ def adopt(session: Session, run_id: int, supervisor: str) -> bool:
     return _changed(session, _running(run_id).values(supervisor=supervisor, heartbeat_at=time.time())) == 1
 
 
-def put_back(session: Session, run_id: int) -> bool:
+def put_back(session: Session, run_id: int, *, is_abandoned: bool = False) -> bool:
     """Queue a claimed run again of which nothing was run, at the place that it had; one to be cancelled is cancelled.
+
+    That its supervisor ended in between (``is_abandoned``) is counted.
 
     Returns False, and changes nothing, when the run is not running or a worker was started for it: what was measured
     once is not measured again by itself.
@@ -200,6 +203,8 @@ def put_back(session: Session, run_id: int) -> bool:
     cancelled = claimed.where(Run.cancel_requested.is_(True))
     if _changed(session, cancelled.values(state="cancelled", finished_at=time.time())) == 1:
         return True
+    if is_abandoned:
+        claimed = claimed.values(abandoned_claims=Run.abandoned_claims + 1)
     return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
 
 
@@ -280,6 +285,7 @@ def running(session: Session) -> list[RunningRun]:
             Run.started_at,
             Run.heartbeat_at,
             Run.cancel_requested,
+            Run.abandoned_claims,
         )
         .where(Run.state == "running")
         .order_by(Run.claimed_at, Run.id)

@@ -2,9 +2,9 @@
 
 One process per home folder, held by a file lock; the queue stays correct if several race. Claims, starts, cancels, and
 recovers runs whose supervisor died: their workers are adopted if they live, their results taken if they left one, what
-never began is queued again, and only otherwise is a run ``lost``. While the database cannot be used (locked, on a full
-disk) runs under way go on, and what is to be written about them is kept until it can be. Does not measure anything
-itself, holds no run to its limits (``executors.watch`` does) and never retries a measurement.
+never began is queued again a few times, and only otherwise is a run ``lost``. While the database cannot be used
+(locked, on a full disk) runs under way go on, and what is to be written about them is kept until it can be. Does not
+measure anything itself, holds no run to its limits (``executors.watch`` does) and never retries a measurement.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ _NODES_S = 60.0
 _UNSEEN_S = 3 * _NODES_S
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
+#: A run whose supervisor ended so often before it began is taken for the reason, and is not tried again.
+_ABANDONED_CLAIMS = 5
 #: The supervisor of another machine is given up after so long without a heartbeat: it may have been asleep.
 _FOREIGN_SILENCE_S = 300.0
 #: How long to leave alone what cannot be used at the moment.
@@ -361,8 +363,12 @@ class Supervisor:
             text = "The supervisor and the worker both ended before there was a result, and the run's folder is gone"
             self._finish(row.id, document_without_result(work, ("lost", text)))
         elif max(self._silent_s(row, row.claimed_at), time.time() - (row.claimed_at or 0.0)) >= _START_GRACE_S:
-            _log.info("run %d had not begun when its supervisor ended: queued again", row.id)
-            self._owe(partial(queue.put_back, run_id=row.id))
+            if row.abandoned_claims + 1 < _ABANDONED_CLAIMS or row.cancel_requested:
+                _log.info("run %d had not begun when its supervisor ended: queued again", row.id)
+                self._owe(partial(queue.put_back, run_id=row.id, is_abandoned=True))
+            else:
+                text = f"{_ABANDONED_CLAIMS} times a supervisor claimed the run and ended before it began"
+                self._finish(row.id, document_without_result(work, ("lost", text)))
 
     def _supervisor_lives(self, row: queue.RunningRun) -> bool:
         """Whether the supervisor that claimed a run still answers for it, as far as can be told from here."""

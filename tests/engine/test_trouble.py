@@ -271,6 +271,26 @@ def test_a_run_that_was_on_a_node_of_a_cluster_is_not_measured_here_when_its_sup
     assert end_of(database, following, eventually).state == "succeeded"
 
 
+@pytest.mark.parametrize(("abandoned_before", "state"), [(3, "succeeded"), (4, "lost")])
+def test_a_run_that_no_supervisor_survives_is_given_up_in_the_end(
+    abandoned_before: int, state: str, database: Database, supervise: Supervise, eventually: Wait
+) -> None:
+    run_id = enqueue(database)
+    for _ in range(abandoned_before):
+        claim_as(database, "1@0.01", run_id, at=time.time() - 60)
+        with database.writing() as db:
+            queue.put_back(db, run_id, is_abandoned=True)
+    claim_as(database, "1@0.01", run_id, at=time.time() - 60)
+    supervise()
+    row = end_of(database, run_id, eventually)
+    assert row.state == state
+    with database.reading() as db:
+        stored = db.get(runs.Run, run_id)
+        assert stored is not None
+        assert stored.abandoned_claims == 4
+    assert row.error_text in (None, "5 times a supervisor claimed the run and ended before it began")
+
+
 def test_a_run_of_another_machine_is_left_alone_as_long_as_its_supervisor_gives_signs(
     database: Database, supervise: Supervise, eventually: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
