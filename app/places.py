@@ -111,7 +111,10 @@ def _fitting(spec: Measured, node: NodeRow) -> list[Mapping[str, Any]]:
 
 
 def problem(spec: Measured, nodes: Sequence[NodeRow]) -> SpecError | None:
-    """Why no node would take this spec, naming the field; None where one would or no node is known yet."""
+    """Why no node would take this spec, naming the field; None where one would or no node is known yet.
+
+    None, too, where there is one machine only and nothing was asked of it by name: its own checks say more.
+    """
     if not nodes or nodes_for(spec, nodes):
         return None
     if spec.node is not None:
@@ -120,14 +123,18 @@ def problem(spec: Measured, nodes: Sequence[NodeRow]) -> SpecError | None:
             return SpecError("node", f"there is no {spec.node}; there are {_names(nodes)}")
         if node.state in ("broken", "lost"):
             return SpecError("node", f"{node.name} takes no runs now: {node.problem or node.state}")
-        here = formatting.listing(f"{device['id']} ({device['name']})" for device in node.devices)
+        here = formatting.listing(_device_text(device) for device in node.devices)
         field, wanted = ("device_type", spec.device_type) if spec.device_type else ("device", spec.device)
         return SpecError(field, f"{wanted} is not on {node.name}, which has {here}")
     if spec.device_type is not None:
         names = dict.fromkeys(device["name"] for node in nodes if node.state == "ready" for device in node.devices)
         there = formatting.listing(names)
         return SpecError("device_type", f"no node has {spec.device_type} for {spec.device}; there are {there}")
-    return None
+    found = dict.fromkeys(_device_text(device) for node in nodes if node.state == "ready" for device in node.devices)
+    if len(nodes) == 1 or not found:
+        return None
+    there = "there is" if len(found) == 1 else "there are"
+    return SpecError("device", f"no node has {spec.device}; {there} {formatting.listing(found)}")
 
 
 def mixed(specs: Iterable[Measured], nodes: Sequence[NodeRow]) -> str | None:
@@ -163,6 +170,10 @@ def waits_for(spec: Mapping[str, Any], nodes: Sequence[NodeRow]) -> str | None:
     ):
         return f"waits for a node with {device_type}"
     return None
+
+
+def _device_text(device: Mapping[str, Any]) -> str:
+    return f"{device['id']} ({device['name']})"
 
 
 def _names(nodes: Sequence[NodeRow]) -> str:

@@ -59,6 +59,11 @@ def supervisor_signs() -> SupervisorSigns | None:
     return _supervision(home()).signs()
 
 
+def supervisor_trouble() -> str:
+    """What keeps a supervisor that runs from its work, in its own words; empty while nothing does."""
+    return _supervision(home()).trouble()
+
+
 def supervisor_last_words() -> str:
     """Why no supervisor started, as far as it said so itself."""
     return _supervision(home()).last_words()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,9 @@ IDLE_EXIT_S = 900
 # A child that has not taken the lock by then is not importing any more: it is stuck or another supervisor won.
 START_LIMIT_S = 60.0
 RETRY_AFTER_S = 30.0
+#: Ray writes "(raylet) ..." in colours, "[2026-11-21 ...] ..." and the end of its own logs, indented, to the same log.
+_RAYS_LINE = re.compile(r"(\x1b\[\d+m)*[(\[\s]")
+_TAIL_BYTES = 64 * 1024
 
 SupervisorState = Literal["running", "starting", "stopped"]
 
@@ -51,12 +55,24 @@ class Supervision:
         return self._home / "supervisor.log"
 
     def last_words(self) -> str:
-        """The last line that a supervisor wrote, to say why it did not start; empty if it wrote nothing."""
+        """The last line that a supervisor wrote itself, to say why it did not start; empty if it wrote nothing."""
         try:
-            lines = self.log_path.read_text(errors="replace")[-4000:].strip().splitlines()
+            with self.log_path.open("rb") as log:
+                log.seek(max(log.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return lines[-1][:300] if lines else ""
+        return next((line[:300].rstrip() for line in reversed(lines) if line and not _RAYS_LINE.match(line)), "")
+
+    def trouble(self) -> str:
+        """What keeps a supervisor that runs from its work, in one sentence; empty while nothing does."""
+        if not os.access(self._home, os.W_OK):
+            return f"Runs and results wait until {self._home} can be written"
+        try:
+            told = (self._home / "supervisor.trouble").read_text(errors="ignore").strip()
+        except OSError:
+            return ""
+        return f"Runs and results wait until the database can be used: {told}" if told else ""
 
     def signs(self) -> SupervisorSigns | None:
         """What the last supervisor to hold the lock shows of itself; None where there never was one.

@@ -92,6 +92,7 @@ class Run(Base):
     run_folder: Mapped[str | None]
     progress: Mapped[Json | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    abandoned_claims: Mapped[int] = mapped_column(default=0)
 
     error_kind: Mapped[str | None]
     error_text: Mapped[str | None] = mapped_column(Text)

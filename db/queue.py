@@ -72,6 +72,7 @@ class RunningRun:
     started_at: float | None
     heartbeat_at: float | None
     cancel_requested: bool
+    abandoned_claims: int
 
 
 def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = None) -> list[int]:
@@ -189,25 +190,35 @@ def adopt(session: Session, run_id: int, supervisor: str) -> bool:
     return _changed(session, _running(run_id).values(supervisor=supervisor, heartbeat_at=time.time())) == 1
 
 
-def put_back(session: Session, run_id: int) -> bool:
+def put_back(session: Session, run_id: int, *, is_abandoned: bool = False) -> bool:
     """Queue a claimed run again of which nothing was run, at the place that it had; one to be cancelled is cancelled.
+
+    That its supervisor ended in between (``is_abandoned``) is counted.
 
     Returns False, and changes nothing, when the run is not running or a worker was started for it: what was measured
     once is not measured again by itself.
     """
-    claimed = _running(run_id).where(Run.worker_pid.is_(None))
+    # The worker of a run on another machine has no number here.
+    claimed = _running(run_id).where(Run.started_at.is_(None))
     cancelled = claimed.where(Run.cancel_requested.is_(True))
     if _changed(session, cancelled.values(state="cancelled", finished_at=time.time())) == 1:
         return True
+    if is_abandoned:
+        claimed = claimed.values(abandoned_claims=Run.abandoned_claims + 1)
     return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
 
 
-def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool:
-    """Record where a running run is ({"phase", "done", "total", "eta_s"}); also a heartbeat.
+def progress(session: Session, documents: Mapping[int, Mapping[str, Any]]) -> int:
+    """Record where running runs are ({"phase", "done", "total", "eta_s"} by id); also a heartbeat.
 
-    Returns False when the run is not running any more.
+    Returns how many of them are still running.
     """
-    return _changed(session, _running(run_id).values(progress=dict(progress), heartbeat_at=time.time())) == 1
+    hold(session, documents)
+    now = time.time()
+    return sum(
+        _changed(session, _running(run_id).values(progress=dict(document), heartbeat_at=now))
+        for run_id, document in documents.items()
+    )
 
 
 def heartbeat(session: Session, run_ids: Collection[int]) -> None:
@@ -274,6 +285,7 @@ def running(session: Session) -> list[RunningRun]:
             Run.started_at,
             Run.heartbeat_at,
             Run.cancel_requested,
+            Run.abandoned_claims,
         )
         .where(Run.state == "running")
         .order_by(Run.claimed_at, Run.id)

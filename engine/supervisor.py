@@ -2,9 +2,9 @@
 
 One process per home folder, held by a file lock; the queue stays correct if several race. Claims, starts, cancels, and
 recovers runs whose supervisor died: their workers are adopted if they live, their results taken if they left one, what
-never began is queued again, and only otherwise is a run ``lost``. While the database cannot be used (locked, on a full
-disk) runs under way go on, and what is to be written about them is kept until it can be. Does not measure anything
-itself, holds no run to its limits (``executors.watch`` does) and never retries a measurement.
+never began is queued again a few times, and only otherwise is a run ``lost``. While the database cannot be used
+(locked, on a full disk) runs under way go on, and what is to be written about them is kept until it can be. Does not
+measure anything itself, holds no run to its limits (``executors.watch`` does) and never retries a measurement.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from db import nodes, predictions, queue, runs, session
+from engine import trouble
 from engine.executors import Executor, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result
 from engine.executors.processes import is_same_process, process_start_s, try_lock_file
@@ -52,6 +53,8 @@ _NODES_S = 60.0
 _UNSEEN_S = 3 * _NODES_S
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
+#: A run whose supervisor ended so often before it began is taken for the reason, and is not tried again.
+_ABANDONED_CLAIMS = 5
 #: The supervisor of another machine is given up after so long without a heartbeat: it may have been asleep.
 _FOREIGN_SILENCE_S = 300.0
 #: How long to leave alone what cannot be used at the moment.
@@ -127,6 +130,8 @@ class Supervisor:
         #: What is to be written, oldest first. Each item is one transaction that may be tried again.
         self._owed: deque[Callable[[Session], object]] = deque()
         self._trouble = ""
+        #: The trouble as pages know it; nobody knows what the last supervisor left there.
+        self._told: str | None = None
         #: Signs of life of runs that are not ours, each with when it was seen first: clocks may be set.
         self._signs: dict[int, tuple[float | None, float]] = {}
         self._heartbeat, self._control, self._recovery = _Every(_HEARTBEAT_S), _Every(_CONTROL_S), _Every(_RECOVER_S)
@@ -201,6 +206,9 @@ class Supervisor:
                 _log.warning("%s. Runs under way go on; their results are kept until it can be used again", error)
             self._trouble = str(error)
             return False
+        finally:
+            if self._told != self._trouble and trouble.tell(self._home, self._trouble):
+                self._told = self._trouble
         return True
 
     def _write(self, action: Callable[[Session], Result]) -> Result:
@@ -299,16 +307,16 @@ class Supervisor:
             self._collect(active)
 
     def _store_progress(self) -> None:
-        moved = []
+        moved = {}
         for active in self._active.values():
             progress = active.worker.progress()
             if progress is not None:
                 shown = f"{progress.phase} {progress.done * 20 // max(progress.total, 1)}"
                 if shown != active.stored_progress:
                     active.stored_progress = shown
-                    moved.append((active.run_id, asdict(progress)))
+                    moved[active.run_id] = asdict(progress)
         if moved:
-            self._write(lambda db: [queue.progress(db, run_id, document) for run_id, document in moved])
+            self._write(lambda db: queue.progress(db, moved))
 
     def _wait(self) -> None:
         """Sleep until a worker ends or it is time to look again; never spin beside a measurement."""
@@ -351,12 +359,16 @@ class Supervisor:
                 self._active[row.id] = _Active(row.id, row.spec, worker)
         elif worker is not None:
             self._finish(row.id, worker.collect())
-        elif row.worker_pid is not None:
+        elif row.started_at is not None:
             text = "The supervisor and the worker both ended before there was a result, and the run's folder is gone"
             self._finish(row.id, document_without_result(work, ("lost", text)))
         elif max(self._silent_s(row, row.claimed_at), time.time() - (row.claimed_at or 0.0)) >= _START_GRACE_S:
-            _log.info("run %d had not begun when its supervisor ended: queued again", row.id)
-            self._owe(partial(queue.put_back, run_id=row.id))
+            if row.abandoned_claims + 1 < _ABANDONED_CLAIMS or row.cancel_requested:
+                _log.info("run %d had not begun when its supervisor ended: queued again", row.id)
+                self._owe(partial(queue.put_back, run_id=row.id, is_abandoned=True))
+            else:
+                text = f"{_ABANDONED_CLAIMS} times a supervisor claimed the run and ended before it began"
+                self._finish(row.id, document_without_result(work, ("lost", text)))
 
     def _supervisor_lives(self, row: queue.RunningRun) -> bool:
         """Whether the supervisor that claimed a run still answers for it, as far as can be told from here."""

@@ -43,17 +43,17 @@ def host() -> Host:
     return looked_at(str(home()), tuple(sorted(own)))
 
 
-def supervisor_card(supervisor: SupervisorState, heartbeat_at: float | None) -> Card:
-    """Whether someone works on the queue, and the last sign of it."""
+def supervisor_card(supervisor: SupervisorState, heartbeat_at: float | None, *, waits: bool) -> Card:
+    """Whether someone works on the queue or waits for the database, and the last sign of it."""
     texts = {"running": "Ready", "starting": "Starting", "stopped": "Stopped"}
     # The file that carries the heartbeat may be older than the supervisor that is about to take it.
     is_told = heartbeat_at is not None and supervisor != "starting"
     return Card(
         "Supervisor",
-        texts[supervisor],
+        "Waiting" if waits else texts[supervisor],
         f"heartbeat {formatting.ago(heartbeat_at, state.now_s())}" if is_told else "no heartbeat yet",
         help="Takes runs from the queue and watches their workers; it ends when nothing was queued for 15 minutes.",
-        is_bad=supervisor == "stopped",
+        is_bad=waits or supervisor == "stopped",
     )
 
 
@@ -98,6 +98,9 @@ def live() -> None:
     with state.database().reading() as session:
         counts = queue.counts_by_state(session)
     texts = host_warnings(machine)
+    trouble = state.supervisor_trouble() if supervisor == "running" else ""
+    if trouble:
+        texts.insert(0, formatting.sentence(trouble))
     if supervisor == "running" and heartbeat_at and (silent := supervisor_warning(heartbeat_at, state.now_s())):
         texts.insert(0, silent)
     if supervisor == "stopped":
@@ -105,7 +108,7 @@ def live() -> None:
     warnings_shown(texts)
     cards(
         [
-            supervisor_card(supervisor, heartbeat_at),
+            supervisor_card(supervisor, heartbeat_at, waits=bool(trouble)),
             Card(
                 "Free memory", formatting.size(machine.available_bytes), f"of {formatting.size(machine.memory_bytes)}"
             ),

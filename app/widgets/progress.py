@@ -18,14 +18,19 @@ _SUPERVISOR_LINES = {
     "starting": (":material/hourglass_top:", "orange", "Worker starting, a few seconds"),
     "stopped": (":material/error:", "red", "Worker did not start"),
 }
+_TROUBLE_LINE = (":material/pause_circle:", "orange", "Worker waits")
 
 
 def supervisor_badge() -> None:
-    """Whether someone works on the queue; starts a supervisor where none does."""
-    icon, colour, text = _SUPERVISOR_LINES[state.ensure_supervisor()]
-    if colour == "red" and (reason := state.supervisor_last_words()):
+    """Whether someone works on the queue, and what keeps them from it; starts a supervisor where none is."""
+    supervisor = state.ensure_supervisor()
+    trouble = state.supervisor_trouble() if supervisor == "running" else ""
+    icon, colour, text = _TROUBLE_LINE if trouble else _SUPERVISOR_LINES[supervisor]
+    if supervisor == "stopped" and (reason := state.supervisor_last_words()):
         text = f"{text}: {formatting.plain_badge(reason)}"
     st.badge(text, icon=icon, color=colour)  # type: ignore[arg-type]
+    if trouble:
+        st.caption(formatting.plain(formatting.sentence(trouble)))
 
 
 def fraction_done(row: RunRow, now_s: float) -> float:

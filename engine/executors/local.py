@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import engine
 from engine import worker
-from engine.executors import Ending, ExecutorError, Lock, Node, Work
+from engine.executors import Ending, ExecutorError, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result, ended_by_itself
+from engine.executors.gone import NODE_FILE, gone_with_its_supervisor
 from engine.executors.processes import (
     DeviceLock,
     asleep_s,
@@ -273,7 +274,7 @@ class LocalExecutor:
         folder, document = work.folder, dict(work.spec)
         folder.mkdir(parents=True, exist_ok=True)
         # A run that is queued in a restored database may have been measured before it was restored.
-        for left in (worker.RESULT_FILE, worker.WORKER_FILE):
+        for left in (worker.RESULT_FILE, worker.WORKER_FILE, NODE_FILE):
             (folder / left).unlink(missing_ok=True)
         (folder / "spec.json").write_text(json.dumps(document, indent=2))
         # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
@@ -300,11 +301,14 @@ class LocalExecutor:
             return LocalWorker(work, process.pid, process_start_s(process.pid) or 0.0, process)
         raise AssertionError("one of two attempts returns or raises")
 
-    def adopt(self, work: Work) -> LocalWorker | None:
-        """Take over a worker that outlived its supervisor, by pid and start time, or what it left; None if none was."""
+    def adopt(self, work: Work) -> Worker | None:
+        """Take over a worker that outlived its supervisor, by pid and start time, or what it left; None if none was.
+
+        One that ran on another machine, before this one's setting was changed, did not outlive it.
+        """
         identity = _worker_identity(work.folder)
         if identity is None:
-            return None
+            return gone_with_its_supervisor(work)
         adopted = LocalWorker(work, *identity)
         if adopted.is_alive():
             self._watch.add(adopted)

@@ -27,14 +27,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine import worker
 from engine.executors import Ending, Executor, ExecutorError, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result
+from engine.executors.gone import NODE_FILE
 from engine.executors.node_agent import ANY_GPU, NodeAgent
 from engine.leash import hold_run
 from engine.measure.environment import as_node_name, versions
 from engine.result import Device, Progress
 
 VARIABLE = "PEFT_LAB_EXECUTOR"
-#: What a run that was given to a node leaves in its folder here, so that the next supervisor knows.
-NODE_FILE = "node.json"
 
 _CONNECT_S = 5.0
 _START_S = 120.0
@@ -265,11 +264,7 @@ class RayExecutor:
 
     def adopt(self, work: Work) -> Worker | None:
         """What is left of a run whose supervisor died: a request goes on here, a run on a node died with its driver."""
-        try:
-            node = json.loads((work.folder / NODE_FILE).read_text())["node"]
-        except (OSError, ValueError, KeyError):
-            return self._local.adopt(work)
-        return _Gone(work, ("lost", f"The supervisor ended, and with it the run on {node}"))
+        return self._local.adopt(work)
 
     # --- the thread -------------------------------------------------------------------------------------------------
 
@@ -383,35 +378,6 @@ class RayExecutor:
         with self._changed:
             self._workers.remove(ended)
         ended.end(document)
-
-
-class _Gone:
-    """A run that ended with its supervisor. ``executors.Worker``."""
-
-    pid: int | None = None
-    process_start_s: float | None = None
-    sentinel: int | None = None
-    age_s = 0.0
-
-    def __init__(self, work: Work, ending: Ending) -> None:
-        self.work = work
-        self.ending: Ending | None = ending
-
-    def is_alive(self) -> bool:
-        """It is not."""
-        return False
-
-    def progress(self) -> Progress | None:
-        """Nobody knows."""
-        return None
-
-    def cancel(self, ending: Ending, grace_s: float = 1.0) -> None:
-        """Nothing is left to end."""
-
-    def collect(self) -> dict[str, Any]:
-        """The document that says how it ended."""
-        assert self.ending is not None
-        return document_without_result(self.work, self.ending)
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------

@@ -269,12 +269,14 @@ def store(
     with database.writing() as session:
         (run_id,) = queue.enqueue(session, [new_run(parse_spec(document))], sweep)
     with database.writing() as session:
-        claimed = queue.claim(session, supervisor="1@1", devices=["cpu"], node=document.get("node"))
+        claimed = queue.claim(
+            session, supervisor="1@1", devices=[document.get("device", "cpu")], node=document.get("node")
+        )
         assert claimed is not None
         assert claimed.id == run_id, "store runs before queueing others"
         queue.started(session, run_id, 1, 1.0, str(folder or "/nonexistent"))
         if progress:
-            queue.progress(session, run_id, progress)
+            queue.progress(session, {run_id: progress})
         if outcome is not None:
             queue.finish(session, run_id, outcome)
     return run_id

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from app import formatting
 from db import runs
 from db.session import Database
+from engine import trouble
 from tests.app import stored
 from tests.app.reading import words
 
@@ -25,6 +26,18 @@ def test_an_empty_queue_says_what_to_do_next_with_one_button(open_page: Open) ->
     app = open_page("queue")
     assert "Nothing runs and nothing waits" in words(app)
     assert [button.label for button in app.button] == ["Launch a run"]
+
+
+def test_what_keeps_the_supervisor_from_its_work_is_said_as_long_as_it_does(open_page: Open, home: Path) -> None:
+    trouble.tell(home, "/lab/*x*.sqlite3: cannot be written, because the disk is full")
+    app = open_page("queue")
+    assert "Worker waits" in words(app)
+    said = "Runs and results wait until the database can be used: /lab/*x*.sqlite3: cannot be written"
+    assert formatting.plain(said) in words(app)
+    trouble.tell(home, "")
+    app.run()
+    assert "Worker ready" in words(app)
+    assert "wait until" not in words(app)
 
 
 def test_a_running_run_shows_phase_steps_time_and_the_end_of_its_log(
@@ -112,6 +125,19 @@ def test_a_lost_run_of_a_node_that_is_still_gone_is_not_queued_and_the_page_says
     app.button(key=f"again_{lost}").click().run()
     assert list(states(database).values()) == ["lost"]
     assert formatting.plain("box takes no runs now: it does not answer") in words(app)
+
+
+def test_a_lost_run_for_a_device_that_no_node_has_is_not_queued_and_the_page_says_what_there_is(
+    open_page: Open, database: Database
+) -> None:
+    stored.devices(database, stored.node("box"))
+    lost = stored.store(
+        database, stored.init_document(device="cuda:1"), {"state": "lost", "error": {"kind": "lost", "text": "gone"}}
+    )
+    app = open_page("queue")
+    app.button(key=f"again_{lost}").click().run()
+    assert list(states(database).values()) == ["lost"]
+    assert formatting.plain(f"no node has cuda:1; there is cpu ({stored.CPU['name']})") in words(app)
 
 
 def test_a_run_that_waits_for_an_absent_node_says_so(open_page: Open, database: Database) -> None:

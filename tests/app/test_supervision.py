@@ -61,3 +61,18 @@ def test_one_that_fails_at_start_is_not_started_again_and_again(home: Path, even
     written = supervision.log_path.stat().st_size
     assert supervision.ensure() == "stopped"
     assert supervision.log_path.stat().st_size == written
+
+
+def test_its_last_words_are_its_own_and_not_those_of_ray(home: Path) -> None:
+    supervision = Supervision(home)
+    assert supervision.last_words() == ""
+    own = "PEFT_LAB_EXECUTOR: no Ray cluster answers at 10.0.0.1:6379: connection refused"
+    ray = [
+        "\x1b[33m(raylet)\x1b[0m Raylet is terminated. Last 20 lines of the Raylet logs:",
+        *["    [state-dump] NodeManager.GcsCheckAlive - 1 total (1 active)"] * 200,
+        "[2026-11-21 17:40:01,123 E 71 71] core_worker.cc:499: Failed to register worker",
+        "(raylet) The node is gone",
+        "",
+    ]
+    supervision.log_path.write_text("\n".join(["Traceback (most recent call last):", own, *ray]))
+    assert supervision.last_words() == own

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import update
 from streamlit.testing.v1 import AppTest
 
-from app import host
+from app import formatting, host
 from app.host import Host, Limits, Process
 from db import runs
 from db.models import Run
 from db.session import Database
+from engine import trouble
 from tests.app import stored
 from tests.app.reading import words
 
@@ -86,6 +87,13 @@ def test_a_supervisor_that_went_silent_is_warned_of(open_page: Open, home: Path)
     app = open_page("system")
     assert numbers(app)["Supervisor"] == "Ready heartbeat 5 min ago"
     assert "The supervisor has given no sign for 5 min" in words(app)
+
+
+def test_a_supervisor_that_waits_for_the_database_says_why(open_page: Open, home: Path) -> None:
+    trouble.tell(home, "lab.sqlite3: another process has kept it locked for 30 s; try again")
+    app = open_page("system")
+    assert numbers(app)["Supervisor"] == "Waiting heartbeat just now"
+    assert formatting.plain("lab.sqlite3: another process has kept it locked for 30 s; try again.") in words(app)
 
 
 def test_settings_are_those_that_the_newest_run_here_recorded(open_page: Open, database: Database) -> None:

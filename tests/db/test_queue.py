@@ -144,14 +144,16 @@ def test_a_claimed_run_of_which_nothing_was_run_goes_back_to_its_place(database:
 def test_a_run_goes_not_back_to_the_queue_when_a_worker_was_started_or_it_was_cancelled(
     database: Database, enqueue, claim
 ) -> None:
-    measured, cancelled = enqueue(2)
-    assert [claim().id, claim().id] == [measured, cancelled]
+    here, elsewhere, cancelled = enqueue(3)
+    assert [claim().id for _ in range(3)] == [here, elsewhere, cancelled]
     with database.writing() as session:
-        queue.started(session, measured, 1, 1.0, "runs/x")
+        queue.started(session, here, 1, 1.0, "runs/x")
+        queue.started(session, elsewhere, None, None, "runs/y")
         queue.request_cancel(session, [cancelled])
-        assert not queue.put_back(session, measured)
+        assert not queue.put_back(session, here)
+        assert not queue.put_back(session, elsewhere)
         assert queue.put_back(session, cancelled)
-    assert [state(database, measured), state(database, cancelled)] == ["running", "cancelled"]
+    assert [state(database, run_id) for run_id in (here, elsewhere, cancelled)] == ["running", "running", "cancelled"]
 
 
 def test_progress_and_heartbeats_show_that_a_run_is_alive(database: Database, enqueue, claim) -> None:
@@ -159,8 +161,8 @@ def test_progress_and_heartbeats_show_that_a_run_is_alive(database: Database, en
     claim()
     with database.writing() as session:
         claimed_at = queue.running(session)[0].heartbeat_at
-        assert queue.progress(session, run_id, {"phase": "attach", "done": 3, "total": 9, "eta_s": 1.5})
-        assert not queue.progress(session, waiting, {"phase": "attach"})
+        attached = {"phase": "attach", "done": 3, "total": 9, "eta_s": 1.5}
+        assert queue.progress(session, {waiting: {"phase": "attach"}, run_id: attached}) == 1
         reported_at = queue.running(session)[0].heartbeat_at
         queue.heartbeat(session, [run_id, waiting])
         alive_at = queue.running(session)[0].heartbeat_at
@@ -200,7 +202,7 @@ def test_a_final_state_is_never_overwritten(database: Database, finished) -> Non
         assert not queue.finish(session, run_id, {"state": "lost", "metrics": [metric("init_time_s", 9.0)]})
         assert not queue.started(session, run_id, 2, 2.0, "x")
         assert not queue.adopt(session, run_id, "x")
-        assert not queue.progress(session, run_id, {"phase": "late"})
+        assert not queue.progress(session, {run_id: {"phase": "late"}})
     with database.reading() as session:
         run = runs.get_run(session, run_id)
     assert (run.state, [row.value for row in run.metrics], run.worker_pid) == ("succeeded", [0.5], 1)

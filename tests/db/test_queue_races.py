@@ -72,6 +72,21 @@ def change_the_same(url: str, number: int, start: Callable[[], object]) -> None:
     database.close()
 
 
+def report_or_cancel(url: str, number: int, start: Callable[[], object]) -> None:
+    """What a supervisor and a page do to running runs, the supervisor in the order in which it started them."""
+    database = open_database(url)
+    with database.reading() as session:
+        ids = [run.id for run in queue.running(session)]
+    start()
+    for turn in range(20):
+        with database.writing() as session:
+            if number % 2:
+                queue.request_cancel(session, ids)
+            else:
+                queue.progress(session, {run_id: {"phase": f"turn {turn}"} for run_id in reversed(ids)})
+    database.close()
+
+
 def test_supervisors_that_race_claim_each_run_exactly_once(race: Race, url: str, database: Database, enqueue) -> None:
     ids = enqueue(200)
     answers = race(claim_all, url)
@@ -109,3 +124,15 @@ def test_whoever_changes_the_same_runs_at_once_waits_for_the_others_and_nobody_f
         assert len(runs.list_ids(session, include_archived=True)) == 40 + 10
     assert {row.tags for row in rows} == {("all", "turn 9")}
     assert {row.state for row in rows} == {"cancelled"}
+
+
+def test_a_supervisor_that_reports_progress_and_pages_that_cancel_the_same_runs_do_not_block_each_other(
+    race: Race, url: str, database: Database, enqueue, claim
+) -> None:
+    ids = enqueue(40)
+    for _ in ids:
+        claim()
+    race(report_or_cancel, url)
+    with database.reading() as session:
+        assert {row.progress["phase"] for row in runs.get_rows(session, ids)} == {"turn 19"}
+        assert queue.cancel_requests(session, ids) == set(ids)

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from app.supervision import Supervision
 from db import predictions, queue, runs
 from db.session import Database, DatabaseUnavailable, open_database
 from engine import supervisor as supervising
@@ -118,8 +119,10 @@ def test_a_database_that_another_process_locks_for_long_holds_up_no_measurement_
     # The run is there, but nobody can claim it.
     lock.execute("BEGIN IMMEDIATE")
     eventually(lambda: "kept it locked" in caplog.text, "the supervisor says so")
+    eventually(lambda: "kept it locked" in Supervision(home).trouble(), "pages can say so")
     lock.execute("ROLLBACK")
     eventually(lambda: detail(database, first).state == "running", "the run is claimed")
+    eventually(lambda: Supervision(home).trouble() == "", "pages can say that it is over")
     lock.execute("BEGIN IMMEDIATE")
     result = run_folder(home, detail(database, first).uid) / "result.json"
     eventually(result.exists, "it is measured to its end")
@@ -180,6 +183,7 @@ def test_a_full_disk_loses_no_result_and_the_queue_goes_on_when_there_is_room(
     worker = detail(database, measured).worker_pid
     eventually(lambda: is_idle(worker), "the worker waits with its result")
     assert detail(database, measured).state == "running"
+    eventually(lambda: "the disk is full" in Supervision(small_disk).trouble(), "pages can say so", 30)
     (small_disk / "something else").unlink()
     assert end_of(database, measured, eventually).state == "succeeded"
     assert end_of(database, waiting, eventually).state == "succeeded"
@@ -203,6 +207,7 @@ def test_a_home_that_becomes_read_only_loses_no_result_and_all_goes_on_when_it_c
         if not can_be_written(home, False):
             pytest.skip("files cannot be made immutable here")
         eventually(lambda: "Runs under way go on" in caplog.text, "the supervisor says so")
+        assert Supervision(home).trouble() == f"Runs and results wait until {home} can be written"
         with pytest.raises(DatabaseUnavailable, match=r"check what you may do with it|because the disk refuses"):
             enqueue(database)
     finally:
@@ -250,6 +255,40 @@ def test_a_run_claimed_by_the_dead_is_queued_again_also_when_the_clock_was_set_b
     supervise()
     row = end_of(database, run_id, eventually)
     assert row.state == "succeeded"
+
+
+def test_a_run_that_was_on_a_node_of_a_cluster_is_not_measured_here_when_its_supervisor_ended(
+    home: Path, database: Database, supervise: Supervise, eventually: Wait
+) -> None:
+    on_a_node, following = enqueue(database), enqueue(database)
+    claim_as(database, "1@0.01", on_a_node, at=time.time() - 60)
+    folder = run_folder(home, detail(database, on_a_node).uid)
+    folder.mkdir(parents=True)
+    (folder / "node.json").write_text('{"node": "far"}')
+    supervise()
+    row = end_of(database, on_a_node, eventually)
+    assert (row.state, row.error_text) == ("lost", "The supervisor ended, and with it the run on far")
+    assert end_of(database, following, eventually).state == "succeeded"
+
+
+@pytest.mark.parametrize(("abandoned_before", "state"), [(3, "succeeded"), (4, "lost")])
+def test_a_run_that_no_supervisor_survives_is_given_up_in_the_end(
+    abandoned_before: int, state: str, database: Database, supervise: Supervise, eventually: Wait
+) -> None:
+    run_id = enqueue(database)
+    for _ in range(abandoned_before):
+        claim_as(database, "1@0.01", run_id, at=time.time() - 60)
+        with database.writing() as db:
+            queue.put_back(db, run_id, is_abandoned=True)
+    claim_as(database, "1@0.01", run_id, at=time.time() - 60)
+    supervise()
+    row = end_of(database, run_id, eventually)
+    assert row.state == state
+    with database.reading() as db:
+        stored = db.get(runs.Run, run_id)
+        assert stored is not None
+        assert stored.abandoned_claims == 4
+    assert row.error_text in (None, "5 times a supervisor claimed the run and ended before it began")
 
 
 def test_a_run_of_another_machine_is_left_alone_as_long_as_its_supervisor_gives_signs(

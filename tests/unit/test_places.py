@@ -93,6 +93,7 @@ def test_a_type_of_device_is_found_whatever_its_number_on_the_node() -> None:
             {"device": "cuda:0", "device_type": "NVIDIA L40S"},
             "device_type: no node has NVIDIA L40S for cuda:0; there are EPYC and NVIDIA H200",
         ),
+        ({"device": "cuda:1"}, "device: no node has cuda:1; there are cpu (EPYC) and cuda:0 (NVIDIA H200)"),
     ],
 )
 def test_what_no_node_would_take_is_said_with_what_there_is(fields: dict[str, Any], sentence: str) -> None:
@@ -101,6 +102,14 @@ def test_what_no_node_would_take_is_said_with_what_there_is(fields: dict[str, An
 
 def test_nothing_is_said_against_a_run_before_any_node_is_known() -> None:
     assert places.problem(spec(node="big"), []) is None
+
+
+def test_what_one_machine_alone_lacks_is_left_to_the_checks_of_its_own() -> None:
+    assert places.problem(spec(device="cuda:1"), [BIG]) is None
+
+
+def test_a_run_for_any_node_may_wait_where_none_takes_runs_now() -> None:
+    assert places.problem(spec(device="cuda:1"), [LOST, node("off", state="lost")]) is None
 
 
 def test_a_sweep_over_nodes_of_the_same_versions_mixes_nothing() -> None:
