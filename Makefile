@@ -8,7 +8,10 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 IN_ROOT := cd "$(ROOT)" &&
 
-.PHONY: help run backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases chromium bench-merge-files bench-predict screenshots bench-load soak faults
+# Where Debian puts PostgreSQL's server, which is not on the path.
+POSTGRESQL := $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/postgres)))
+
+.PHONY: help run cluster backup restore test lint format catalog adapter-table bench-init bench-merge bench-train bench-dashboard bench-inference bench-cases bench-postgresql bench-cluster bench-load soak faults chromium postgresql bench-merge-files bench-predict screenshots
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,9 +30,15 @@ $(ROOT)/.venv/installed-tests: $(ROOT)/tests/requirements.txt $(ROOT)/.venv/inst
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/tests/requirements.txt"
 	touch "$@"
 
+$(ROOT)/.venv/installed-cluster: $(ROOT)/engine/executors/requirements-cluster.txt $(ROOT)/.venv/installed
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)/engine/executors/requirements-cluster.txt"
+	touch "$@"
+
 run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
 	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
+
+cluster: $(ROOT)/.venv/installed-cluster ## add what more than one machine needs: Ray and PostgreSQL's driver
 
 backup: $(ROOT)/.venv/installed ## copy the database, also while it is in use; prints the copy's name
 	@$(IN_ROOT) "$(BIN)/python" -m db backup
@@ -38,7 +47,7 @@ restore: $(ROOT)/.venv/installed ## put a backup in the database's place: make r
 	@file="$(FILE)"; case "$$file" in ""|/*) ;; *) file="$(CURDIR)/$$file";; esac; \
 	  $(IN_ROOT) "$(BIN)/python" -m db restore "$$file"
 
-test: ruff chromium ## lint and all tests: browser, engine, app, db and unit
+test: ruff chromium postgresql ## lint and all tests: browser, engine, faults, fuzz, app, db and unit
 	@# The types are checked beside the tests: that takes a minute of one core.
 	@$(MAKE) -f "$(ROOT)/Makefile" --no-print-directory --jobs 2 mypy tests-side-by-side
 	@# By themselves: these hold promised times.
@@ -49,7 +58,7 @@ tests-side-by-side:
 	@# A thread each: the two processes would wait for each other's. What measures sets its own. Long files go first,
 	@# so that neither process is left with one at the end.
 	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile \
-	  --no-loadscope-reorder -m "not alone" tests/browser tests/engine tests/faults tests/fuzz tests/app tests/db tests/unit
+	  --no-loadscope-reorder -m "not alone" tests/browser tests/faults tests/engine tests/fuzz tests/app tests/db tests/unit
 
 lint: ruff mypy ## ruff and mypy
 
@@ -67,6 +76,12 @@ chromium: # the browser tests fail, with the reason, where none can be had
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "No Chromium found and none could be installed: browser tests will fail." >&2
+
+postgresql: # the tests on PostgreSQL are skipped, with the reason, where none can be had
+	@[ -n "$(POSTGRESQL)" ] || command -v postgres >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } || \
+	  echo "No PostgreSQL found and none could be installed: the tests on it are skipped." >&2
 
 catalog: $(ROOT)/.venv/installed ## write the generated parts of the catalog again
 	@$(IN_ROOT) "$(BIN)/python" -m engine.generate_catalog
@@ -96,6 +111,10 @@ bench-inference: $(ROOT)/.venv/installed ## what an unmerged adapter costs per t
 bench-cases: $(ROOT)/.venv/installed ## the five claims at this machine's size, with their verdicts (under 20 minutes)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cases
 
+.PHONY: bench-cluster
+bench-cluster: $(ROOT)/.venv/installed-tests ## what a cluster costs a run, and 1,000 runs over four nodes of which one is killed twice
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_cluster
+
 bench-dashboard: $(ROOT)/.venv/installed-tests chromium ## how fast pages answer: during a measurement, and over 10,000 stored runs
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_dashboard
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_scale
@@ -106,6 +125,9 @@ bench-load: $(ROOT)/.venv/installed-tests chromium ## ten people browse while ru
 
 soak: $(ROOT)/.venv/installed-tests ## twenty minutes of runs and people: memory and file handles of each process, database growth
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.soak --minutes $(or $(MINUTES),20)
+
+bench-postgresql: $(ROOT)/.venv/installed-tests postgresql ## how fast a lab on PostgreSQL queues and stores runs, and what that means for 100 nodes
+	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_postgresql
 
 bench-merge-files: $(ROOT)/.venv/installed ## merging files against merge_and_unload: time and memory (45 GB of disk)
 	@$(IN_ROOT) "$(BIN)/python" -m tests.benchmarks.bench_merge_files

@@ -16,10 +16,13 @@ from zoneinfo import ZoneInfo
 import psutil
 import streamlit as st
 
+from app import places
 from app.supervision import Supervision, SupervisorSigns, SupervisorState
-from db import runs
+from db import nodes as stored_nodes
+from db.nodes import NodeRow
 from db.session import Database, database_url, home, open_database
 from engine.result import Device
+from engine.spec import Measured
 
 #: How often live parts look again. An open page must not disturb a measurement on the same machine by 3 % (at one
 #: second it did: make bench-dashboard).
@@ -62,15 +65,19 @@ def supervisor_last_words() -> str:
 
 
 @st.cache_data(ttl=10, show_spinner=False, max_entries=8)
-def _devices(url: str) -> tuple[Device, ...]:
+def _nodes(url: str) -> tuple[NodeRow, ...]:
     with _open(url).reading() as session:
-        stored = tuple(Device(**row) for row in runs.devices(session))
-    return stored or (this_cpu(),)
+        return tuple(stored_nodes.nodes(session))
+
+
+def nodes() -> Sequence[NodeRow]:
+    """The machines that supervisors found, the head first; none until one has looked."""
+    return _nodes(database_url())
 
 
 def devices() -> Sequence[Device]:
-    """The devices that the supervisor found here; this machine's CPU until it has looked."""
-    return _devices(database_url())
+    """The devices to choose from, each id once, the head's first; this machine's CPU until a supervisor has looked."""
+    return places.devices(nodes()) or (this_cpu(),)
 
 
 def this_cpu() -> Device:
@@ -87,6 +94,18 @@ def this_cpu() -> Device:
 def free_memory_bytes() -> int:
     """Memory that a new process could use now without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
+
+
+def room_for(spec: Measured) -> tuple[Sequence[Device], float]:
+    """The devices that a run may get, and the memory for its process in bytes.
+
+    That is what is free now where it can only run here, and all that the smallest node has where it may run elsewhere.
+    """
+    able = places.nodes_for(spec, nodes())
+    if all(node.is_head for node in able):
+        return devices(), free_memory_bytes()
+    found = places.smallest(able)
+    return found, min(device.memory_bytes for device in found if device.kind == "cpu")
 
 
 def cores() -> int:

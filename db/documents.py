@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -340,6 +341,8 @@ def _json(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
         _refuse(field, "must be plain JSON with finite numbers and valid text")
     if _is_deeper(plain, _MAX_DEPTH):
         _refuse(field, f"must have at most {_MAX_DEPTH} levels")
+    if not _is_readable(plain):
+        _refuse(field, "holds characters or numbers that cannot be stored")
     return plain
 
 
@@ -347,6 +350,17 @@ def _is_deeper(value: object, levels: int) -> bool:
     """Whether lists and objects are nested more than ``levels`` deep."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_is_deeper(item, levels - 1) for item in items if isinstance(item, dict | list))
+
+
+def _is_readable(value: object) -> bool:
+    """Whether every database can look into this JSON: no NUL character, and no number beyond a float's range."""
+    if isinstance(value, str):
+        return "\0" not in value
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    if isinstance(value, dict):
+        return all(_is_readable(name) and _is_readable(item) for name, item in value.items())
+    return all(map(_is_readable, value)) if isinstance(value, list) else True
 
 
 def _storable(field: str, value: str) -> None:

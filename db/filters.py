@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, and_, false, func, not_, or_, select, true
+from sqlalchemy import CTE, ColumnElement, Double, Select, and_, false, func, literal, not_, or_, select, true
 
 from db.conditions import (
     TEXT_COLUMNS,
@@ -124,11 +124,13 @@ def _holds(column: Any, wanted: Operator, value: str | float | None) -> ColumnEl
     if value is None:
         missing: ColumnElement[bool] = column.is_(None)
         return missing
+    # As what it is: bound as the column's type, 1.5 would be rounded for a column of whole numbers.
+    compared = value if isinstance(value, str) else literal(value, Double())
     if wanted == "~":
         holds = column.icontains(value, autoescape=True)
     elif wanted == "=":
         # The database folds the case of both sides, so that what it cannot fold still equals itself.
-        holds = func.lower(column) == func.lower(value) if isinstance(value, str) else column == value
+        holds = func.lower(column) == func.lower(value) if isinstance(value, str) else column == compared
     else:
-        holds = _COMPARED[wanted](column, value)
+        holds = _COMPARED[wanted](column, compared)
     return and_(column.is_not(None), holds)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, MetaData, String, Text, desc
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, desc
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+# Samples are counted by the thousand millions. SQLite's integers all have 64 bits, and it numbers rows only where the
+# type has just this name.
+Id = BigInteger().with_variant(Integer(), "sqlite")
 Json = dict[str, Any]
 JsonList = list[Json]
 
@@ -39,7 +42,7 @@ class Sweep(Base):
 
     __tablename__ = "sweeps"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     name: Mapped[str]
     created_at: Mapped[float]
 
@@ -56,7 +59,7 @@ class Run(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     uid: Mapped[str] = mapped_column(unique=True)
     kind: Mapped[str] = mapped_column(index=True)
     state: Mapped[str]
@@ -71,7 +74,9 @@ class Run(Base):
     strategy: Mapped[str | None]
     dtype: Mapped[str | None]
     device: Mapped[str] = mapped_column(index=True)
-    sweep_id: Mapped[int | None] = mapped_column(ForeignKey("sweeps.id", ondelete="SET NULL"), index=True)
+    node: Mapped[str | None]
+    device_type: Mapped[str | None]
+    sweep_id: Mapped[int | None] = mapped_column(Id, ForeignKey("sweeps.id", ondelete="SET NULL"), index=True)
     replica: Mapped[int] = mapped_column(default=0)
 
     created_at: Mapped[float]
@@ -110,8 +115,8 @@ class Metric(Base):
         Index("ix_metrics_name_variant_run_id_value", "name", "variant", "run_id", "value"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"))
     name: Mapped[str]
     unit: Mapped[str]
     variant: Mapped[str | None]
@@ -125,8 +130,8 @@ class MemorySample(Base):
 
     __tablename__ = "memory_samples"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     source: Mapped[str]
     time_s: Mapped[float]
     phase: Mapped[str]
@@ -148,18 +153,31 @@ class Prediction(Base):
     created_at: Mapped[float]
 
 
+class Node(Base):
+    """A machine whose devices runs can be measured on, as the supervisor last saw it."""
+
+    __tablename__ = "nodes"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    is_head: Mapped[bool]
+    state: Mapped[str]
+    problem: Mapped[str | None] = mapped_column(Text)
+    versions: Mapped[Json]
+    seen_at: Mapped[float]
+
+
 class Device(Base):
-    """A device that runs can be measured on, as the supervisor's machine last reported it."""
+    """A device of a node."""
 
     __tablename__ = "devices"
 
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name", ondelete="CASCADE"), primary_key=True)
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     name: Mapped[str]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     dtypes: Mapped[list[str]] = mapped_column(JSON)
     driver: Mapped[str | None]
-    seen_at: Mapped[float]
 
 
 class Tag(Base):
@@ -167,7 +185,7 @@ class Tag(Base):
 
     __tablename__ = "tags"
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
@@ -176,7 +194,7 @@ class Action(Base):
 
     __tablename__ = "actions"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
     done_at: Mapped[float]
     person: Mapped[str]
     action: Mapped[str]

@@ -14,6 +14,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from db.chunks import chunks
+from db.locks import take_turn
 from db.models import Prediction
 
 _COURSE = "course"
@@ -43,6 +44,7 @@ def store(session: Session, entries: Iterable[Mapping[str, Any]], card: str | No
         for entry in entries
         if entry.get("key") and entry.get("spec_hash")
     }
+    take_turn(session, "predictions")
     for chunk in chunks(rows):
         session.execute(delete(Prediction).where(Prediction.key.in_(chunk)))
     if rows:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from db.documents import FINAL_STATES
+from db.locks import hold
 from db.models import MemorySample, Run
 from db.session import Database
 
@@ -56,9 +57,9 @@ def delete_samples(database: Database, run_ids: Sequence[int]) -> int:
     deleted = 0
     for start in range(0, len(run_ids), _RUNS_AT_ONCE):
         with database.writing() as session:
-            ended = select(Run.id).where(
-                Run.id.in_(run_ids[start : start + _RUNS_AT_ONCE]), Run.state.in_(FINAL_STATES)
-            )
+            some = run_ids[start : start + _RUNS_AT_ONCE]
+            hold(session, some)
+            ended = select(Run.id).where(Run.id.in_(some), Run.state.in_(FINAL_STATES))
             gone = delete(MemorySample).where(MemorySample.run_id.in_(ended)).returning(MemorySample.id)
             deleted += len(session.scalars(gone.execution_options(synchronize_session=False)).all())
     return deleted

@@ -16,8 +16,10 @@ from typing import Any
 from sqlalchemy import CursorResult, Update, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from db import postgresql
 from db.chunks import chunks
 from db.documents import DocumentRefused, parse_result
+from db.locks import has_several_writers, hold, take_turn
 from db.models import Run, Sweep
 from db.results import insert_measurements, result_columns
 
@@ -35,6 +37,8 @@ class NewRun:
     adapter_type: str | None = None
     strategy: str | None = None
     dtype: str | None = None
+    node: str | None = None
+    device_type: str | None = None
     priority: int = 0
 
 
@@ -74,6 +78,7 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
     """Queue runs in the given order, in one sweep if it has a name. Returns their ids in the same order."""
     if not specs:
         return []
+    take_turn(session, "new runs")
     now = time.time()
     sweep_id = None
     if sweep_name is not None:
@@ -98,6 +103,8 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
                 "strategy": new.strategy,
                 "dtype": new.dtype,
                 "device": new.device,
+                "node": new.node,
+                "device_type": new.device_type,
                 "sweep_id": sweep_id,
                 "replica": replicas[new.spec_hash],
                 "created_at": now,
@@ -109,19 +116,43 @@ def enqueue(session: Session, specs: Sequence[NewRun], sweep_name: str | None = 
 
 
 def claim(
-    session: Session, *, supervisor: str, devices: Collection[str], kinds: Collection[str] | None = None
+    session: Session,
+    *,
+    supervisor: str,
+    devices: Collection[str],
+    kinds: Collection[str] | None = None,
+    node: str | None = None,
+    device_type: str | None = None,
+    only_named: bool = False,
 ) -> ClaimedRun | None:
     """Take the next queued run of these devices (and kinds): highest priority first, then the oldest. None if none is.
 
     One statement, so that two supervisors can never take the same run.
+
+    Args:
+        session: inside a writing transaction.
+        supervisor: who takes it.
+        devices: ids of the devices that are free.
+        kinds: of runs; None for all.
+        node: where the devices are; a run that names another node is left.
+        device_type: the name of the device; a run that asks for another is left.
+        only_named: whether a run that names no node is left, too.
     """
+    names_node = Run.node == node
     candidates = select(Run.id).where(
-        Run.state == "queued", Run.cancel_requested.is_(False), Run.device.in_(sorted(devices))
+        Run.state == "queued",
+        Run.cancel_requested.is_(False),
+        Run.device.in_(sorted(devices)),
+        names_node if only_named else Run.node.is_(None) | names_node,
+        Run.device_type.is_(None) | (Run.device_type == device_type),
     )
     if kinds is not None:
         candidates = candidates.where(Run.kind.in_(sorted(kinds)))
-    # SQLite has the one writer that BEGIN IMMEDIATE admits and leaves FOR UPDATE out; PostgreSQL needs it.
+    # SQLite has the one writer that BEGIN IMMEDIATE admits and leaves FOR UPDATE out. On PostgreSQL a supervisor
+    # passes by what others are taking just now, in place of waiting for them.
     first = candidates.order_by(Run.priority.desc(), Run.id).limit(1).with_for_update(skip_locked=True)
+    if has_several_writers(session):
+        postgresql.forbid_sorting(session.connection())
     now = time.time()
     row = session.execute(
         update(Run)
@@ -133,8 +164,12 @@ def claim(
     return None if row is None else ClaimedRun(*row)
 
 
-def started(session: Session, run_id: int, worker_pid: int, worker_process_started_at: float, run_folder: str) -> bool:
+def started(
+    session: Session, run_id: int, worker_pid: int | None, worker_process_started_at: float | None, run_folder: str
+) -> bool:
     """Record the worker of a claimed run: its pid, and the start time that tells it from a later owner of that pid.
+
+    Both are None where it is on another machine.
 
     Returns False when the run is not running any more.
     """
@@ -177,12 +212,14 @@ def progress(session: Session, run_id: int, progress: Mapping[str, Any]) -> bool
 
 def heartbeat(session: Session, run_ids: Collection[int]) -> None:
     """Record that these running runs are alive."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         _changed(session, _running(*chunk).values(heartbeat_at=time.time()))
 
 
 def request_cancel(session: Session, run_ids: Collection[int]) -> int:
     """Cancel queued runs at once and ask for the end of running ones. Returns how many runs this changed."""
+    hold(session, run_ids)
     changed = 0
     for chunk in chunks(run_ids):
         queued = update(Run).where(Run.id.in_(chunk), Run.state == "queued")

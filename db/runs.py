@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,8 +30,9 @@ from db.listing import (
     queued_and_running,
     recent,
 )
+from db.locks import hold
 from db.medians import StoredMetric, medians, stored_metrics
-from db.models import Device, MemorySample, Metric, Run, Sweep, Tag
+from db.models import MemorySample, Metric, Run, Sweep, Tag
 
 __all__ = [
     "Duration",
@@ -46,7 +47,6 @@ __all__ = [
     "archive",
     "checks",
     "delete",
-    "devices",
     "durations",
     "environment_paths",
     "environments",
@@ -67,7 +67,6 @@ __all__ = [
     "set_note",
     "set_tags",
     "stored_metrics",
-    "upsert_devices",
 ]
 
 
@@ -250,6 +249,7 @@ def set_note(session: Session, run_id: int, note: str | None) -> None:
 def set_tags(session: Session, run_ids: Collection[int], tags: Iterable[str]) -> None:
     """Replace the tags of these runs that exist. Spaces around a tag, empty and repeated tags are dropped."""
     names = sorted({tag.strip() for tag in tags} - {""})
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         session.execute(sql_delete(Tag).where(Tag.run_id.in_(chunk)))
         existing = session.scalars(select(Run.id).where(Run.id.in_(chunk))).all()
@@ -260,6 +260,7 @@ def set_tags(session: Session, run_ids: Collection[int], tags: Iterable[str]) ->
 
 def archive(session: Session, run_ids: Collection[int]) -> None:
     """Hide these runs from lists and charts; they stay stored."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         hidden = update(Run).where(Run.id.in_(chunk), Run.archived_at.is_(None))
         session.execute(hidden.values(archived_at=time.time()))
@@ -267,6 +268,7 @@ def archive(session: Session, run_ids: Collection[int]) -> None:
 
 def restore(session: Session, run_ids: Collection[int]) -> None:
     """Show archived runs again."""
+    hold(session, run_ids)
     for chunk in chunks(run_ids):
         session.execute(update(Run).where(Run.id.in_(chunk)).values(archived_at=None))
 
@@ -276,6 +278,7 @@ def delete(session: Session, run_ids: Collection[int]) -> list[str]:
 
     Returns the uids of the deleted runs, which name the folders that the caller may now remove.
     """
+    hold(session, run_ids)
     uids: list[str] = []
     for chunk in chunks(run_ids):
         gone = (
@@ -286,34 +289,6 @@ def delete(session: Session, run_ids: Collection[int]) -> list[str]:
         uids.extend(session.scalars(gone.execution_options(synchronize_session=False)))
     session.execute(sql_delete(Sweep).where(~select(Run.id).where(Run.sweep_id == Sweep.id).exists()))
     return uids
-
-
-def upsert_devices(session: Session, found: Sequence[Mapping[str, Any]]) -> None:
-    """Store the devices of this machine as they are now ({"id", "kind", "name", "memory_bytes", "dtypes", "driver"}).
-
-    Devices that are not among them are gone and are removed.
-    """
-    session.execute(sql_delete(Device).where(Device.id.not_in([device["id"] for device in found])))
-    for device in found:
-        session.merge(
-            Device(
-                id=device["id"],
-                kind=device["kind"],
-                name=device["name"],
-                memory_bytes=device["memory_bytes"],
-                dtypes=list(device["dtypes"]),
-                driver=device.get("driver"),
-                seen_at=time.time(),
-            )
-        )
-    session.flush()
-
-
-def devices(session: Session) -> list[dict[str, Any]]:
-    """The devices that the supervisor last saw, as it stored them: the CPU first, then by id."""
-    columns = (Device.id, Device.kind, Device.name, Device.memory_bytes, Device.dtypes, Device.driver)
-    rows = session.execute(select(*columns).order_by(Device.kind != "cpu", Device.id))
-    return [dict(row._mapping) for row in rows]
 
 
 def _paths(value: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Where the database is, how it is opened, and its two kinds of transaction.
 
-Holds everything that is particular to SQLite (pragmas, BEGIN, file checks). Knows no table by name and runs no query of
-its own beyond the schema's version; queries live in ``db.queue`` and ``db.runs``.
+Holds everything that is particular to SQLite (pragmas, BEGIN, file checks); what is particular to PostgreSQL is in
+``db.postgresql``. Knows no table by name and runs no query of its own beyond the schema's version; queries live in
+``db.queue`` and ``db.runs``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from db import postgresql
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 VERSION_TABLE = "peft_lab_schema"
@@ -37,6 +40,8 @@ _PASSING = (
     sqlite3.SQLITE_CANTOPEN,
 )
 MIGRATION_TIMEOUT_S = 120.0
+SETTING = "PEFT_LAB_DATABASE_URL"
+_MIGRATED_FOR_LONG = f"another process has been migrating this database for {MIGRATION_TIMEOUT_S:.0f} s"
 
 
 class DatabaseError(Exception):
@@ -56,14 +61,14 @@ class DatabaseTooNew(DatabaseError):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSize:
-    """What a SQLite database takes on disk: its file, the log of latest writes beside it, and what new rows may reuse.
+    """What a database takes on disk: its file, the log of latest writes beside it, and what new rows may reuse.
 
-    ``reusable_bytes`` is a part of ``file_bytes``.
+    ``reusable_bytes`` is a part of ``file_bytes``. Of a server's database only ``file_bytes`` is known.
     """
 
     file_bytes: int
-    log_bytes: int
-    reusable_bytes: int
+    log_bytes: int | None = None
+    reusable_bytes: int | None = None
 
 
 def home() -> Path:
@@ -103,14 +108,19 @@ def migration_lock(database_file: Path) -> FileLock:
     return FileLock(database_file.with_name(f"{database_file.name}.migrate.lock"), timeout=MIGRATION_TIMEOUT_S)
 
 
-def open_database(url: str | None = None, *, migrate: bool = True) -> Database:
+def open_database(url: str | None = None, *, migrate: bool = True, named: str = SETTING) -> Database:
     """Open the database, by default the configured one, and bring its schema up to date.
+
+    Args:
+        url: its SQLAlchemy URL.
+        migrate: whether to bring its schema up to date, and so to connect at all.
+        named: what messages about the address call it.
 
     Raises:
         DatabaseTooNew: when a newer PEFT Lab has written it.
         DatabaseError: when it is no database, not ours, or cannot be opened. The file stays as it is.
     """
-    database = Database(url or database_url())
+    database = Database(url or database_url(), named)
     if migrate:
         try:
             database.upgrade()
@@ -123,16 +133,16 @@ def open_database(url: str | None = None, *, migrate: bool = True) -> Database:
 class Database:
     """One database and its two kinds of transaction. May be shared by threads, not by forked processes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, named: str = SETTING) -> None:
         try:
             self.url = make_url(url)
-            self.sqlite_file = sqlite_file(self.url)
+            self.sqlite_file = sqlite_file(self.url, named)
             self._engine = _create_engine(self.url)
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise DatabaseError(
-                f"PEFT_LAB_DATABASE_URL: cannot use this database address: {_first_line(error)}"
-            ) from None
-        self._readers = sessionmaker(self._engine, expire_on_commit=False)
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            raise DatabaseError(f"{named}: {_why_unusable(url, error)}") from None
+        self._is_postgresql = postgresql.is_postgresql(self.url)
+        reading = self._engine.execution_options(**postgresql.READING) if self._is_postgresql else self._engine
+        self._readers = sessionmaker(reading, expire_on_commit=False)
         self._writers = sessionmaker(self._engine.execution_options(writing=True), expire_on_commit=False)
 
     @contextmanager
@@ -148,9 +158,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session whose transaction holds the write lock from its first statement; commits at the end.
+        """A session whose transaction commits at the end; an exception rolls everything back.
 
-        An exception rolls everything back.
+        SQLite has one writer at a time, from this transaction's first statement on. A server has several: what they
+        must not do at once they keep apart by ``db.locks``.
 
         Raises:
             DatabaseError: as ``reading``.
@@ -164,7 +175,7 @@ class Database:
         Raises:
             DatabaseTooNew, DatabaseError: as ``open_database``.
         """
-        try:
+        with self._opening():
             if self.sqlite_file is not None:
                 self.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
             if self._is_current():
@@ -173,17 +184,36 @@ class Database:
                 if not self._is_current():
                     self._back_up_first()
                     self._migrate()
-        except Timeout:
-            raise DatabaseError(
-                f"{self._shown()}: another process has been migrating this database for {MIGRATION_TIMEOUT_S:.0f} s"
-            ) from None
-        except OSError as error:
-            raise DatabaseError(f"{self._shown()}: cannot be opened: {error.strerror or error}") from None
-        except SQLAlchemyError as error:
-            raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from None
+
+    def require_current(self) -> None:
+        """Refuse a database that is not there or lacks migrations, and change nothing.
+
+        Raises:
+            DatabaseTooNew, DatabaseError: as ``open_database``.
+        """
+        with self._opening():
+            if self.sqlite_file is not None and not self.sqlite_file.is_file():
+                raise DatabaseError(f"{self}: there is no such file")
+            if not self._is_current():
+                raise DatabaseError(
+                    f"{self}: has not the tables of this version; first run `python -m db upgrade` with "
+                    f"{SETTING} set to its address"
+                )
+
+    def software(self) -> tuple[str, str]:
+        """The name and version of what keeps the database. Asks the server where it is one."""
+        if self.sqlite_file is not None:
+            return "SQLite", sqlite3.sqlite_version
+        with self.reading() as session:
+            dialect = session.connection().dialect
+        version = ".".join(str(part) for part in dialect.server_version_info or ())
+        return ("PostgreSQL" if self._is_postgresql else dialect.name), version
 
     def size(self) -> DatabaseSize | None:
-        """What the database takes on disk; None where another server keeps it."""
+        """What the database takes on disk; None where its server does not say."""
+        if self._is_postgresql:
+            with self.reading() as session:
+                return DatabaseSize(postgresql.size_bytes(session.connection()))
         if self.sqlite_file is None:
             return None
         with self.reading() as session:
@@ -199,9 +229,26 @@ class Database:
         """Close every connection that is not in use."""
         self._engine.dispose()
 
-    def _shown(self) -> str:
+    def __str__(self) -> str:
         """How messages name this database: the file, or the address without its password."""
-        return str(self.sqlite_file or self.url.render_as_string(hide_password=True))
+        without = self.url.difference_update_query(["password"])
+        return str(self.sqlite_file or without.render_as_string(hide_password=True))
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Turn whatever keeps a database from being opened into a sentence."""
+        try:
+            yield
+        except Timeout:
+            raise DatabaseError(f"{self}: {_MIGRATED_FOR_LONG}") from None
+        except OSError as error:
+            raise DatabaseError(f"{self}: cannot be opened: {error.strerror or error}") from None
+        except SQLAlchemyError as error:
+            if self._is_postgresql and postgresql.has_waited_in_vain(error):
+                raise DatabaseError(f"{self}: {_MIGRATED_FOR_LONG}") from None
+            passes = self._is_postgresql and postgresql.may_pass(error)
+            kind = DatabaseUnavailable if passes else DatabaseError
+            raise kind(f"{self}: {self._reason(error)}") from None
 
     @contextmanager
     def _trouble_told(self) -> Iterator[None]:
@@ -211,13 +258,16 @@ class Database:
         except DBAPIError as error:
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise DatabaseError(f"{self._shown()}: {self._reason(error)}") from error
-            if code in _PASSING or error.connection_invalidated:
-                raise DatabaseUnavailable(f"{self._shown()}: {self._reason(error)}") from error
+                raise DatabaseError(f"{self}: {self._reason(error)}") from error
+            passes = self._is_postgresql and postgresql.may_pass(error)
+            if code in _PASSING or passes or error.connection_invalidated:
+                raise DatabaseUnavailable(f"{self}: {self._reason(error)}") from error
             raise
 
     def _reason(self, error: SQLAlchemyError) -> str:
         """One clause that a person can act on, from the driver's own words."""
+        if self._is_postgresql:
+            return postgresql.reason(error)
         words = _first_line(getattr(error, "orig", None) or error)
         damaged = {"file is not a database": "is not a database", "database disk image is malformed": "is damaged"}
         if words in damaged:
@@ -251,17 +301,18 @@ class Database:
             tables = inspect(connection).get_table_names()
             if VERSION_TABLE not in tables:
                 if tables:
-                    raise DatabaseError(
-                        f"{self._shown()}: holds the tables of another program and was left as it is; set "
-                        f"PEFT_LAB_HOME to another folder, or {self._way_back()}"
-                    )
+                    other = "set PEFT_LAB_DATABASE_URL to one of its own"
+                    if self.sqlite_file is not None:
+                        other = f"set PEFT_LAB_HOME to another folder, or {self._way_back()}"
+                    raise DatabaseError(f"{self}: holds the tables of another program and was left as it is; {other}")
                 return False
             revision = _revision(connection)
             known = schema_revisions()
             if revision is not None and revision not in known:
-                raise DatabaseTooNew(
-                    f"{self._shown()}: {newer_schema(revision)}; update PEFT Lab or set PEFT_LAB_HOME to another folder"
-                )
+                other = "PEFT_LAB_HOME to another folder"
+                if self.sqlite_file is None:
+                    other = "PEFT_LAB_DATABASE_URL to another database"
+                raise DatabaseTooNew(f"{self}: {newer_schema(revision)}; update PEFT Lab or set {other}")
             if revision != known[-1]:
                 return False
             return self.sqlite_file is None or connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -280,6 +331,14 @@ class Database:
         if revision not in (None, head):
             backups.back_up_before(self.sqlite_file, head)
 
+    def _prepare_server(self, connection: Connection) -> None:
+        """Wait until nobody else migrates; what is left to do is looked up after that."""
+        postgresql.limit_waiting(connection, MIGRATION_TIMEOUT_S)
+        postgresql.wait_for_turn(connection, "migrate")
+        encoding = postgresql.encoding(connection)
+        if encoding != "UTF8":
+            raise DatabaseError(f"{self}: stores text as {encoding}; create it with the encoding UTF8")
+
     def _migrate(self) -> None:
         # Alembic takes 0.2 s to import, and a start seldom needs it.
         from alembic import command
@@ -291,9 +350,11 @@ class Database:
         try:
             with engine.execution_options(writing=True).begin() as connection:
                 config.attributes["connection"] = connection
+                if self._is_postgresql:
+                    self._prepare_server(connection)
                 command.upgrade(config, "head")
                 if self.sqlite_file is not None and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
-                    raise DatabaseError(f"{self._shown()}: a migration would have left rows without their run")
+                    raise DatabaseError(f"{self}: a migration would have left rows without their run")
         except SQLAlchemyError:
             # Without a file lock another process may have been first; then there is nothing left to do.
             if self.sqlite_file is not None or not self._is_current():
@@ -306,8 +367,8 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
 
 
-def sqlite_file(url: URL) -> Path | None:
-    """The file of a SQLite address, None for other databases.
+def sqlite_file(url: URL, named: str = SETTING) -> Path | None:
+    """The file of a SQLite address, None for other databases. ``named`` is what messages call the address.
 
     Raises:
         DatabaseError: when the address is SQLite's but names no file.
@@ -316,10 +377,19 @@ def sqlite_file(url: URL) -> Path | None:
         return None
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise DatabaseError(
-            "PEFT_LAB_DATABASE_URL: must name a SQLite file, such as sqlite:////home/me/lab.sqlite3, because several "
+            f"{named}: must name a SQLite file, such as sqlite:////home/me/lab.sqlite3, because several "
             "processes share it"
         )
     return Path(url.database).absolute()
+
+
+def _why_unusable(url: str, error: Exception) -> str:
+    """What is wrong with a database address, and what would be right."""
+    if url.startswith("postgres:"):
+        return "cannot use this database address: it must start with postgresql://"
+    if isinstance(error, ImportError) and url.startswith("postgresql"):
+        return f"PostgreSQL's driver is not installed ({_first_line(error)}); install it with: make cluster"
+    return f"cannot use this database address: {_first_line(error)}"
 
 
 def _create_engine(url: URL, *, migrating: bool = False) -> Engine:
@@ -327,6 +397,8 @@ def _create_engine(url: URL, *, migrating: bool = False) -> Engine:
     options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False, ensure_ascii=False)}
     if migrating:
         options["poolclass"] = NullPool
+    if postgresql.is_postgresql(url):
+        return postgresql.create(url, **options)
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True, **options)
     path = Path(url.database or "").absolute()

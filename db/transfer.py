@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db.documents import FORMAT, TIMING_FIELDS, DocumentRefused, ParsedRun, canonical_sha256, parse_run
 from db.downsampling import downsample
 from db.files import FileRefused, documents
+from db.locks import take_turn
 from db.models import MemorySample, Metric, Run, Tag
 from db.packing import PackedSamples
 from db.queue import next_replicas
@@ -86,6 +87,7 @@ def store_runs(
         origin: "import", or "sample" for the runs that come with the project.
         progress: called with the number of runs done so far.
     """
+    take_turn(session, "new runs")
     stored = []
     for run in checked:
         stored.append(_store(session, run, origin))

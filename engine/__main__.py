@@ -37,6 +37,7 @@ from engine.spec import (
 )
 
 if TYPE_CHECKING:
+    from engine.executors import Executor
     from engine.executors.local import LocalExecutor
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -288,7 +289,7 @@ def _supervise(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return FAILED
     database = open_database()
-    supervisor = Supervisor(database, folder, _executor())
+    supervisor = Supervisor(database, folder, _place_of_runs())
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     supervisor.run(options.idle_exit)
@@ -297,6 +298,21 @@ def _supervise(options: argparse.Namespace) -> int:
     sys.stderr.flush()
     # multiprocessing would wait here for running workers; they go on alone and the next supervisor adopts them.
     os._exit(DONE)
+
+
+def _place_of_runs() -> Executor:
+    """Where queued runs are measured: this machine, or the cluster that ``PEFT_LAB_EXECUTOR`` names."""
+    address = os.environ.get("PEFT_LAB_EXECUTOR") or "local"
+    local = _executor()
+    if address == "local":
+        return local
+    try:
+        from engine.executors.ray import RayExecutor
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise BadInput("PEFT_LAB_EXECUTOR: Ray is not installed here; run `make cluster`") from None
+    return RayExecutor(address, local)
 
 
 def _import(options: argparse.Namespace) -> int:

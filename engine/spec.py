@@ -32,7 +32,22 @@ Variant = Literal["base", "adapter_disabled", "adapter", "merged"]
 VARIANTS: tuple[Variant, ...] = ("base", "adapter_disabled", "adapter", "merged")
 PREDICTOR_VERSION = 3
 """Goes up with every change after which a prediction may come out otherwise: stored ones are then made anew."""
-_NOT_PREDICTED_BY = {"repeats", "warmup", "seed", "threads", "timeout_s", "memory_limit_bytes", "node", "weights"}
+#: What the patterns of fields ask for, in words.
+_PATTERNS = {
+    "device": "cpu, mps or cuda:N",
+    "node": "a node's name (letters, digits, dots, hyphens and underscores)",
+}
+_NOT_PREDICTED_BY = {
+    "repeats",
+    "warmup",
+    "seed",
+    "threads",
+    "timeout_s",
+    "memory_limit_bytes",
+    "node",
+    "device_type",
+    "weights",
+}
 
 
 class SpecError(ValueError):
@@ -122,7 +137,12 @@ class MeasuredSpec(Frozen):
     weights: Literal["synthetic", "pretrained"] = "synthetic"
     dtype: Dtype = "bfloat16"
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda:\d{1,3})$")] = "cpu"
-    node: None = None
+    node: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$")] | None = None
+    #: A device's name as the nodes list it, where any of that name will do. Left out of documents where it is not asked
+    #: for: specs from before there was more than one machine keep their hashes.
+    device_type: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     attention: Attention = "sdpa"
     quantization: None = None
     strategy: str = "stock"
@@ -527,6 +547,6 @@ def _first_problem(error: ValidationError) -> SpecError:
     if problem["type"] == "missing":
         return SpecError(field, "is missing")
     if problem["type"] == "string_pattern_mismatch":
-        return SpecError(field, f"must be cpu, mps or cuda:N, not {shown}")
+        return SpecError(field, f"must be {_PATTERNS.get(field, _PATTERNS['device'])}, not {shown[:80]}")
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return SpecError(field, f"{text[0].lower()}{text[1:]} (got {shown[:80]})")

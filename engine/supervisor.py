@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from db import predictions, queue, runs, session
-from engine.executors import Executor, Lock, Work, Worker
+from db import nodes, predictions, queue, runs, session
+from engine.executors import Executor, Lock, Node, Work, Worker
 from engine.executors.endings import document_without_result
 from engine.executors.processes import is_same_process, process_start_s, try_lock_file
 from engine.result import Device
@@ -47,6 +47,9 @@ _POLL_S = 0.1
 _HEARTBEAT_S = 2.0
 _CONTROL_S = 0.25
 _RECOVER_S = 10.0
+_NODES_S = 60.0
+#: A node that no supervisor stored for so long is gone.
+_UNSEEN_S = 3 * _NODES_S
 #: A run claimed this long ago whose worker never wrote who it is has none.
 _START_GRACE_S = 15.0
 #: The supervisor of another machine is given up after so long without a heartbeat: it may have been asleep.
@@ -119,7 +122,8 @@ class Supervisor:
         self._host = socket.gethostname()
         self._id = f"{os.getpid()}@{process_start_s(os.getpid()):.2f}@{self._host}"
         self._active: dict[int, _Active] = {}
-        self._devices: list[Device] = []
+        self._nodes: list[Node] = []
+        self._nodes_stored_s = -_NODES_S
         #: What is to be written, oldest first. Each item is one transaction that may be tried again.
         self._owed: deque[Callable[[Session], object]] = deque()
         self._trouble = ""
@@ -139,11 +143,9 @@ class Supervisor:
         # Before the first claim: workers of a dead supervisor may still be using the devices.
         while not self._stopping and not self._could(self._recover):
             time.sleep(_TROUBLE_S)
-        self._devices = self._executor.start()
-        devices = [asdict(device) for device in self._devices]
-        self._owed.append(lambda db: runs.upsert_devices(db, devices))
+        devices = self._executor.start()
         self._worked_s = time.monotonic()
-        _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in self._devices))
+        _log.info("ready: %s", ", ".join(f"{device.id} ({device.name})" for device in devices) or "no device")
         while not self._stopping:
             now_s = time.monotonic()
             if not self._could(self._go_round):
@@ -165,6 +167,7 @@ class Supervisor:
         self._settle()
         self._collect_ended()
         if self._control.is_due(now_s):
+            self._see_nodes(now_s)
             self._obey_cancels()
             self._store_progress()
         if beats and self._active:
@@ -175,6 +178,17 @@ class Supervisor:
             self._next_claim_s = now_s + (_CONTROL_S if self._active else _POLL_S)
             while not self._stopping and self._claim_one():
                 pass
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _see_nodes(self, now_s: float) -> None:
+        """Note which machines there are, for claims and for pages: when that changes, and every minute as a sign."""
+        found = self._executor.nodes()
+        if found == self._nodes and now_s < self._nodes_stored_s + _NODES_S:
+            return
+        gone = {node.name for node in self._nodes} - {node.name for node in found}
+        self._nodes, self._nodes_stored_s = found, now_s
+        self._owe(partial(_store_nodes, found=[_row(node, found) for node in found], gone=gone))
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -219,25 +233,31 @@ class Supervisor:
         at_work = {active.spec["kind"] for active in self._active.values()}
         if any(kind not in at_work and self._start(None, (kind,)) for kind in REQUEST_KINDS):
             return True
-        for device in self._devices:
-            if any(not a.is_request and a.spec.get("device") == device.id for a in self._active.values()):
-                continue
-            lock = self._executor.lock(device.id)
-            if lock is None:
-                # Somebody else measures there; what waits for it is work.
-                self._worked_s = time.monotonic()
-                continue
-            try:
-                if self._start(lock, MEASURED_KINDS):
-                    return True
-            finally:
-                # The worker has its own copy by now.
-                lock.close()
-        return False
+        return any(self._start_on(node, device) for node in self._nodes for device in node.devices)
 
-    def _start(self, lock: Lock | None, kinds: Collection[str]) -> bool:
-        devices = [lock.device] if lock else [device.id for device in self._devices]
-        claimed = self._write(lambda db: queue.claim(db, supervisor=self._id, devices=devices, kinds=kinds))
+    def _start_on(self, node: Node, device: Device) -> bool:
+        lock = self._executor.lock(device.id, node.name)
+        if lock is None:
+            # It is measured on; what waits for it is work.
+            self._worked_s = time.monotonic()
+            return False
+        try:
+            return self._start(
+                lock,
+                MEASURED_KINDS,
+                node=node.name,
+                device=device.id,
+                device_type=device.name,
+                # A sweep must not mix versions because a node happened to be free.
+                only_named=_differs(node, self._nodes),
+            )
+        finally:
+            # The worker has its own copy by now.
+            lock.close()
+
+    def _start(self, lock: Lock | None, kinds: Collection[str], device: str = "cpu", **place: Any) -> bool:
+        """Claim a run of these kinds and start it; one that needs no lock of a device is a request."""
+        claimed = self._write(lambda db: queue.claim(db, supervisor=self._id, devices=[device], kinds=kinds, **place))
         if claimed is None:
             return False
         work = Work(claimed.spec, claimed.spec_hash, run_folder(self._home, claimed.uid))
@@ -389,6 +409,33 @@ def _with_what_was_predicted(db: Session, document: Mapping[str, Any]) -> Mappin
     error = dict(document["error"])
     error["text"] = f"{error['text']}; predicted was a peak of {max(peaks) / 2**30:.3g} GiB of tensors"
     return {**document, "error": error}
+
+
+def _store_nodes(db: Session, found: list[nodes.NodeRow], gone: set[str]) -> None:
+    nodes.store(db, found)
+    names, oldest_s = {row.name for row in found}, time.time() - _UNSEEN_S
+    for row in nodes.nodes(db):
+        if row.name in gone:
+            nodes.mark_lost(db, row.name, "It left the cluster, or cannot be reached any more")
+        elif row.name not in names and row.state != "lost" and row.seen_at < oldest_s:
+            nodes.mark_lost(db, row.name, "No supervisor sees it any more")
+
+
+def _row(node: Node, among: list[Node]) -> nodes.NodeRow:
+    return nodes.NodeRow(
+        name=node.name,
+        is_head=node.is_head,
+        state="broken" if node.problem else "differs" if _differs(node, among) else "ready",
+        problem=node.problem,
+        versions=node.versions,
+        seen_at=time.time(),
+        devices=tuple(asdict(device) for device in node.devices),
+    )
+
+
+def _differs(node: Node, among: list[Node]) -> bool:
+    """Whether its numbers would not compare with the head's: other versions of what is measured."""
+    return any(head.is_head and head.versions != node.versions for head in among)
 
 
 def _predictions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.executors.processes import DeviceLock, process_start_s
+from engine.leash import Leash
 from engine.result import Check, Failure, Metric, Progress, Result, Sample
 from engine.secrets import masked, masking
 from engine.spec import MEASURED_KINDS, InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, parse_spec, spec_hash
@@ -37,12 +38,14 @@ _WRITE_AGAIN_S = 1.0
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None) -> None:
+def main(spec_document: Mapping[str, Any], folder: str, lock: DeviceLock | None, leash: Leash | None = None) -> None:
     """Run one spec and leave its result in ``folder``. The entry point of every worker process.
 
     ``lock`` is this worker's copy of the device lock; it is held until the process ends and never used otherwise.
     """
     os.setsid()
+    if leash is not None:
+        leash.put_on()
     _give_way()
     run_folder = Path(folder)
     _send_output_to(run_folder / LOG_FILE)

@@ -24,6 +24,7 @@ ALLOCATOR = "allocator settings"
 VARIABLES = "environment variables"
 _ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "THP_", "PYTORCH_")
 _CATEGORIES = {
+    "node": HARDWARE,
     "cpu": HARDWARE,
     "cores": HARDWARE,
     "memory_bytes": HARDWARE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import formatting, people, state
+from app import formatting, people, places, state
 from app.kinds import KINDS
 from app.widgets import (
     acting,
@@ -28,6 +28,7 @@ from app.widgets.estimates import ESTIMATE_NOTE, Estimator
 from db import runs
 from engine import catalog
 from engine.catalog import folders, requirements
+from engine.result import Device
 from engine.spec import Measured, SpecError, canonical_json, parse_spec
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -48,20 +49,22 @@ SPEC_NUMBERS = {
 
 
 @st.cache_data(ttl=30, max_entries=2000, show_spinner=False)
-def problems(spec_json: str, device_ids: tuple[str, ...], groups_known: bool) -> list[tuple[str, str]]:
+def problems(spec_json: str, devices: tuple[Device, ...], groups_known: bool) -> list[tuple[str, str]]:
     """What keeps a spec from running here; kept for a while, as it looks at files and perhaps the network."""
     spec = parse_spec(spec_json)
     assert isinstance(spec, Measured)
-    devices = [device for device in state.devices() if device.id in device_ids]
     groups = own_models.facts(spec.model).groups if groups_known else None
     return [(error.field, error.sentence) for error in requirements.problems(spec, devices, groups)]
 
 
 def spec_problems(spec: Measured) -> list[SpecError]:
-    """What keeps a spec from running here."""
-    device_ids = tuple(device.id for device in state.devices())
+    """What keeps a spec from running here, or on the node that it names."""
+    nodes = state.nodes()
+    if misplaced := places.problem(spec, nodes):
+        return [misplaced]
+    devices = places.devices(places.nodes_for(spec, nodes)) or tuple(state.devices())
     groups_known = own_models.facts(spec.model).groups is not None
-    return [SpecError(field, sentence) for field, sentence in problems(canonical_json(spec), device_ids, groups_known)]
+    return [SpecError(field, sentence) for field, sentence in problems(canonical_json(spec), devices, groups_known)]
 
 
 def model_option(model: str) -> str:
@@ -161,6 +164,41 @@ def more_fields(
     return spec_fields, adapter_fields, options, section
 
 
+def device_text(device_id: str) -> str:
+    """What a device is; where several nodes have one of its id, on how many."""
+    owners = [node for node in state.nodes() if any(device["id"] == device_id for device in node.devices)]
+    if len(owners) > 1:
+        return f"on {len(owners)} nodes"
+    device = next(device for device in devices if device.id == device_id)
+    return f"{device.name}, {formatting.size(device.memory_bytes)}"
+
+
+def pick_places() -> list[places.Place]:
+    """The nodes to send runs to, where there are several."""
+    offered = places.choices(state.nodes())
+    if len(offered) == 1:
+        return offered
+    return fields.chips(
+        "Nodes",
+        offered,
+        offered[:1],
+        key="launch_places",
+        format_func=lambda place: (
+            f"{formatting.plain(places.label(place))} :gray[{formatting.plain(places.facts(place, state.nodes()))}]"
+        ),
+        help="Any node: whichever is free first and has the versions of the first node.",
+    )
+
+
+def is_mixing_allowed(specs: list[Measured]) -> bool:
+    """Whether the sweep may go to the nodes it names: one that would mix versions only when somebody says so."""
+    sentence = places.mixed(specs, state.nodes())
+    if sentence is None:
+        return True
+    st.warning(formatting.plain(sentence), icon=":material/difference:")
+    return st.checkbox("Mix these versions in one sweep", key="launch_mix", persist_state="session")
+
+
 def preview(found: list[grid.Candidate]) -> None:
     """The runs in a table, each with its predicted peak as soon as that is known; what is not is asked for."""
     wanted = grid.runnable(found)
@@ -175,11 +213,10 @@ def preview_now(found: list[grid.Candidate], was_waiting: bool) -> None:
     known, waiting = predictions.known(wanted), predictions.waiting(wanted)
     if was_waiting and not waiting:
         st.rerun()
-    where = (state.devices(), state.free_memory_bytes())
-    warning, unknown = fits.sentences(wanted, known, *where)
+    warning, unknown = fits.sentences(wanted, known, state.room_for)
     if warning:
         st.warning(formatting.plain(warning), icon=":material/memory_alt:")
-    fitting = fits.columns([one.spec if one.problem is None else None for one in found], known, waiting, *where)
+    fitting = fits.columns([one.spec if one.problem is None else None for one in found], known, waiting, state.room_for)
     frame = grid.preview_frame(found)
     place = frame.columns.get_loc("Expected")
     assert isinstance(place, int)
@@ -269,12 +306,9 @@ with left.container():
         [device.id for device in devices],
         [devices[0].id],
         key="launch_devices",
-        format_func=lambda name: next(
-            f"{name} :gray[{formatting.plain(device.name)}, {formatting.size(device.memory_bytes)}]"
-            for device in devices
-            if device.id == name
-        ),
+        format_func=lambda name: f"{name} :gray[{formatting.plain(device_text(name))}]",
     )
+    chosen_places = pick_places()
     dtypes = fields.chips("Model dtype", DTYPES, ["bfloat16"], key="launch_dtypes")
 with right.container():
     strategies = adapter_picker.pick_strategies(kind, picks, any(device.kind == "cuda" for device in devices))
@@ -313,6 +347,7 @@ missing = [
         ("a strategy", strategies),
         ("target modules", targets or all(pick.path or pick.is_bare for pick in picks)),
         ("a device", device_ids),
+        ("a node", chosen_places),
         ("a dtype", dtypes),
     )
     if not values
@@ -328,7 +363,18 @@ with state.database().reading() as session:
     estimator = Estimator(runs.durations(session))
 found = grid.candidates(
     grid.Choices(
-        kind, models, picks, strategies, targets, dtypes, device_ids, spec_fields, adapter_fields, options, section
+        kind,
+        models,
+        picks,
+        strategies,
+        targets,
+        dtypes,
+        device_ids,
+        spec_fields,
+        adapter_fields,
+        options,
+        section,
+        chosen_places,
     ),
     problems=spec_problems,
     measured=measured,
@@ -341,6 +387,7 @@ total_s, is_estimate = grid.expected_total_s(found)
 blocked = sum(candidate.problem is not None for candidate in found)
 again = sum(candidate.measured > 0 and candidate.problem is None for candidate in found)
 
+may_launch = is_mixing_allowed(specs)
 sweep_name = f"{labels.kind_label(kind)}: {formatting.listing(dict.fromkeys(pick.label for pick in picks))}"
 with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
     parts = [f"**{formatting.plural(len(specs), 'run')}**"]
@@ -361,7 +408,7 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", hor
         key="launch_button",
         type="primary",
         icon=":material/rocket_launch:",
-        disabled=not specs,
+        disabled=not (specs and may_launch),
         on_click=launch_all,
         args=(specs, sweep_name if len(specs) > 1 else None),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import formatting, state
+from app import formatting, places, state
 from app.widgets import acting, frames, progress
 from app.widgets.estimates import Estimator
 from db import runs
@@ -30,8 +30,9 @@ def waiting_list(rows: list[RunRow]) -> None:
     with st.container(border=True, gap="xsmall", height=420 if len(rows) > 8 else "content"):
         for row in rows[:WAITING_SHOWN]:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                sweep = f" :gray[· {formatting.plain(row.sweep_name)}]" if row.sweep_name else ""
-                st.markdown(f":gray[{row.id}] {progress.run_name(row)}{sweep}", width="content")
+                said = [text for text in (row.sweep_name, places.waits_for(row.spec, state.nodes())) if text]
+                more = "".join(f" :gray[· {formatting.plain(text)}]" for text in said)
+                st.markdown(f":gray[{row.id}] {progress.run_name(row)}{more}", width="content")
                 acting.button(
                     "Cancel",
                     key=f"cancel_{row.id}",
@@ -70,6 +71,7 @@ def live() -> None:
             st.markdown("Nothing runs and nothing waits; choose what to measure next.", text_alignment="center")
             if st.button("Launch a run", key="to_launch", type="primary", icon=":material/rocket_launch:"):
                 st.switch_page("views/launch.py")
+    progress.again_problem()
     for row in running:
         progress.running_card(row, progress.expected_s(row, estimator))
     if queued:

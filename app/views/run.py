@@ -20,7 +20,6 @@ from db.documents import FINAL_STATES
 from db.runs import RunDetail, RunRow
 from engine import catalog
 from engine.cases import DISTURBED_SHARE
-from engine.catalog import requirements
 from engine.spec import Measured, SpecError, parse_spec
 
 FINAL_ADVICE = {
@@ -133,12 +132,10 @@ def replicas_link(run: RunDetail) -> None:
 
 @people.told
 def again(run: RunRow) -> None:
-    """Queue the same spec once more, unless this machine cannot run it: it would wait for ever."""
+    """Queue the same spec once more, or say why not."""
     try:
         spec = parse_spec(run.spec)
-        for problem in requirements.problems(spec, state.devices(), None):
-            raise problem
-        ids = launching.launch([spec])
+        ids = launching.launch_again(spec)
     except SpecError as error:
         st.session_state["run_again_problem"] = str(error)
     else:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sqlite3
 
 import pandas as pd
 import streamlit as st
 
-from app import formatting, people, state
+from app import formatting, people, places, state
 from app.host import Host, look
 from app.host_warnings import host_warnings, supervisor_warning
 from app.supervision import SupervisorState
@@ -60,8 +59,9 @@ def supervisor_card(supervisor: SupervisorState, heartbeat_at: float | None) -> 
 
 def database_card(size: DatabaseSize | None) -> Card:
     """What is stored and how much of it is room for more."""
-    if size is None:
-        return Card("Database", formatting.DASH, "on another server")
+    if size is None or size.log_bytes is None or size.reusable_bytes is None:
+        on_disk = formatting.DASH if size is None else formatting.size(size.file_bytes)
+        return Card("Database", on_disk, f"on {state.database().software()[0]}")
     return Card(
         "Database",
         formatting.size(size.file_bytes + size.log_bytes),
@@ -136,30 +136,78 @@ def runs_by_state(counts: dict[str, int]) -> None:
                 )
 
 
-def devices_table() -> None:
-    """What runs can be measured on."""
-    st.subheader("Devices", anchor=False)
-    found = state.devices()
+def nodes_table() -> None:
+    """The machines that runs can be measured on, with what is installed there; one alone says it all below."""
+    nodes = state.nodes()
+    if len(nodes) < 2:
+        return
+    st.subheader("Nodes", anchor=False)
     frame = pd.DataFrame(
         [
             {
+                "node": node.name,
+                "state": node.state,
+                "problem": node.problem or "",
+                "seen_at": node.seen_at,
+                "is_head": node.is_head,
+                **{name: node.versions.get(name, formatting.DASH) for name in ("python", *places.COMPARED_VERSIONS)},
+            }
+            for node in nodes
+        ]
+    )
+    words = {"ready": "Ready", "differs": "Other versions", "broken": "Takes no runs", "lost": "Lost"}
+    shown = frame.assign(
+        state=frame["state"].map(words),
+        node=[f"{node.name} (head)" if node.is_head else node.name for node in nodes],
+        seen_at=[formatting.ago(node.seen_at, state.now_s()) for node in nodes],
+    ).drop(columns="is_head")
+    st.dataframe(
+        shown,
+        hide_index=True,
+        alt="Nodes with their state, versions and when they were last seen",
+        column_config={
+            "node": "Node",
+            "state": st.column_config.MultiselectColumn(
+                "State",
+                options=list(words.values()),
+                color=["green", "orange", "red", "red"],
+                help="A node with other versions than the head takes only runs that name it.",
+            ),
+            "problem": "Problem",
+            "seen_at": "Seen",
+            "python": "Python",
+        },
+    )
+    table_downloads(frame, "nodes")
+
+
+def devices_table() -> None:
+    """What runs can be measured on."""
+    st.subheader("Devices", anchor=False)
+    nodes = state.nodes()
+    placed = [(node.name, places.device_of(device)) for node in nodes for device in node.devices]
+    frame = pd.DataFrame(
+        [
+            {
+                "node": node,
                 "device": device.id,
                 "name": device.name,
                 "memory_bytes": device.memory_bytes,
                 "driver": device.driver,
                 "dtypes": ", ".join(device.dtypes),
             }
-            for device in found
+            for node, device in placed or [("", device) for device in state.devices()]
         ]
     )
     shown = frame.assign(
         memory_bytes=frame["memory_bytes"].map(formatting.size), driver=frame["driver"].fillna(formatting.DASH)
     )
     st.dataframe(
-        shown,
+        shown if len(nodes) > 1 else shown.drop(columns="node"),
         hide_index=True,
-        alt="Devices of this machine with memory and driver",
+        alt="Devices with memory and driver",
         column_config={
+            "node": "Node",
             "device": "Device",
             "name": "Name",
             "memory_bytes": "Memory",
@@ -180,7 +228,7 @@ def versions() -> dict[str, str]:
             found[name] = formatting.DASH
     return {
         **found,
-        "SQLite": sqlite3.sqlite_version,
+        **dict([state.database().software()]),
         "database schema": schema_revisions()[-1],
         "system": f"{platform.system()} {platform.release()}",
     }
@@ -264,6 +312,7 @@ def escaped(facts: dict[str, str]) -> dict[str, str]:
 
 st.title("System")
 live()
+nodes_table()
 devices_table()
 software()
 deeds()

@@ -6,7 +6,7 @@ Pure functions on predictions and sizes; ``engine.catalog.fitting`` has the rule
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -29,6 +29,10 @@ HELP = (
 )
 
 
+#: From a spec to the devices that its run may get, and the memory that a process could use there, in bytes.
+RoomFor = Callable[[Measured], tuple[Sequence[Device], float]]
+
+
 @dataclass(frozen=True, slots=True)
 class Fitting:
     """What a run is predicted to need, the memory that there is for it, in bytes, and whether it fits."""
@@ -44,8 +48,8 @@ def of(spec: Measured, predicted: Predicted | None, devices: Iterable[Device], f
     Args:
         spec: of the run.
         predicted: what is known of it.
-        devices: of this machine.
-        free_bytes: memory that a new process could use now.
+        devices: that it may get.
+        free_bytes: memory that a new process could use there.
     """
     if predicted is None or predicted.peak_bytes is None:
         return None
@@ -65,8 +69,7 @@ def columns(
     specs: Sequence[Measured | None],
     known: Mapping[str, Predicted],
     waiting: Iterable[str],
-    devices: Sequence[Device],
-    free_bytes: float,
+    room_for: RoomFor,
 ) -> pd.DataFrame:
     """The predicted peak of each run as text, and whether it fits as a list of at most one word.
 
@@ -74,8 +77,7 @@ def columns(
         specs: of the runs; None for what cannot run, which has neither.
         known: predictions by spec hash.
         waiting: hashes of the specs that are being predicted.
-        devices: of this machine.
-        free_bytes: memory that a new process could use now.
+        room_for: where each may run.
     """
     wanted = set(waiting)
     lines: list[tuple[str, list[str]]] = []
@@ -85,7 +87,7 @@ def columns(
             continue
         hashed = spec_hash(spec)
         predicted = known.get(hashed)
-        fit = of(spec, predicted, devices, free_bytes)
+        fit = of(spec, predicted, *room_for(spec))
         if predicted is None or predicted.peak_bytes is None:
             lines.append((WAITING if predicted is None and hashed in wanted else formatting.DASH, []))
         else:
@@ -94,15 +96,14 @@ def columns(
 
 
 def sentences(
-    specs: Iterable[Measured], known: Mapping[str, Predicted], devices: Sequence[Device], free_bytes: float
+    specs: Iterable[Measured], known: Mapping[str, Predicted], room_for: RoomFor
 ) -> tuple[str | None, list[str]]:
     """What a person should know before launching: which runs will not fit, and why some have no prediction.
 
     Args:
         specs: of the runs.
         known: predictions by spec hash.
-        devices: of this machine.
-        free_bytes: memory that a new process could use now.
+        room_for: where each may run.
 
     Returns:
         A sentence on the runs that will not fit (None where all do), and one for each reason of no prediction.
@@ -111,7 +112,7 @@ def sentences(
     reasons: Counter[str] = Counter()
     for spec in specs:
         predicted = known.get(spec_hash(spec))
-        fit = of(spec, predicted, devices, free_bytes)
+        fit = of(spec, predicted, *room_for(spec))
         if fit is not None and fit.word == "will not fit":
             too_large.append(fit)
         if predicted is not None and predicted.error is not None:

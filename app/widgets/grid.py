@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from app import formatting
+from app.places import Place
 from app.widgets import labels
 from app.widgets.estimates import Estimator, Expectation
 from engine import catalog
@@ -44,7 +45,7 @@ class AdapterPick:
 class Choices:
     """What the form holds. Each list is one axis of the grid; ``options`` are axes of one adapter type each.
 
-    ``section`` holds the axes of the kind's own section.
+    ``section`` holds the axes of the kind's own section, ``places`` where the runs are sent.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Choices:
     adapter_fields: Mapping[str, Sequence[Any]]
     options: Mapping[str, Mapping[str, Sequence[Any]]]
     section: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    places: Sequence[Place] = (Place(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ def combinations(choices: Choices) -> Iterator[tuple[AdapterPick, dict[str, Any]
     """Spec documents in the order in which people read a grid: model, adapter, strategy, targets, then the rest."""
     for model, pick in itertools.product(choices.models, choices.adapters):
         adapters = list(_adapter_documents(pick, choices))
-        for strategy, adapter, dtype, device in itertools.product(
-            choices.strategies, adapters, choices.dtypes, choices.devices
+        for strategy, adapter, dtype, device, place in itertools.product(
+            choices.strategies, adapters, choices.dtypes, choices.devices, choices.places
         ):
             for values, section in itertools.product(_products(choices.fields), _sections(pick, choices)):
                 yield (
@@ -89,6 +91,7 @@ def combinations(choices: Choices) -> Iterator[tuple[AdapterPick, dict[str, Any]
                         "device": device,
                         "strategy": strategy,
                         "adapter": adapter,
+                        **place.fields,
                         **values,
                         **section,
                     },

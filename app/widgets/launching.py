@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app import people, state
+from app import people, places, state
 from app.widgets import labels
 from db import queue
 from db.queue import NewRun
-from engine.spec import InspectSpec, MergeFilesSpec, PlanSpec, PredictSpec, Spec, spec_hash
+from engine.catalog import requirements
+from engine.spec import InspectSpec, Measured, MergeFilesSpec, PlanSpec, PredictSpec, Spec, spec_hash
 
 
 def new_run(spec: Spec) -> NewRun:
@@ -35,6 +36,8 @@ def new_run(spec: Spec) -> NewRun:
         strategy=spec.strategy,
         dtype=spec.dtype,
         device=spec.device,
+        node=spec.node,
+        device_type=spec.device_type,
     )
 
 
@@ -61,6 +64,22 @@ def launch(specs: Sequence[Spec], sweep_name: str | None = None) -> list[int]:
             act.run_ids, act.detail = ids, sweep_name or labels.kind_label(specs[0].kind)
     state.ensure_supervisor()
     return ids
+
+
+def launch_again(spec: Spec) -> list[int]:
+    """Queue a spec once more.
+
+    Raises:
+        SpecError: why nothing here can run it; it would wait for ever.
+    """
+    nodes, devices = state.nodes(), tuple(state.devices())
+    if isinstance(spec, Measured):
+        if misplaced := places.problem(spec, nodes):
+            raise misplaced
+        devices = places.devices(places.nodes_for(spec, nodes)) or devices
+    for problem in requirements.problems(spec, devices, None):
+        raise problem
+    return launch([spec])
 
 
 def _adapter_type(adapter: Mapping[str, Any]) -> str | None:

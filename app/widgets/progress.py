@@ -7,10 +7,11 @@ from pathlib import Path
 import streamlit as st
 
 from app import formatting, people, state
-from app.widgets import acting, labels
+from app.widgets import acting, labels, launching
 from app.widgets.estimates import Estimator
 from db import queue
 from db.runs import RunRow
+from engine.spec import SpecError, parse_spec
 
 _SUPERVISOR_LINES = {
     "running": (":material/check_circle:", "green", "Worker ready"),
@@ -116,8 +117,26 @@ def cancel(run_ids: list[int]) -> None:
             act.run_ids = run_ids
 
 
+@people.told
+def again(row: RunRow) -> None:
+    """Queue a run's spec once more; why that cannot be is shown by ``again_problem``."""
+    try:
+        launching.launch_again(parse_spec(row.spec))
+    except SpecError as error:
+        st.session_state["again_problem"] = f"Run {row.id} cannot run again: {error}"
+
+
+def again_problem() -> None:
+    """Why the run that somebody asked for could not be queued again, once."""
+    if text := st.session_state.pop("again_problem", None):
+        st.error(formatting.plain(formatting.sentence(text)), icon=":material/error:")
+
+
 def ended_line(row: RunRow) -> None:
-    """One line on a run that ended: its state, name, how long it took and when, and the way to its page."""
+    """One line on a run that ended: its state, name, how long it took and when, and the way to its page.
+
+    One that was lost can be started again: nothing is known against it.
+    """
     icon, colour = formatting.state_icon(row.state), formatting.state_colour(row.state)
     took_s = (row.finished_at or 0) - (row.started_at or row.finished_at or 0)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
@@ -126,10 +145,13 @@ def ended_line(row: RunRow) -> None:
             f":gray[· {formatting.duration(took_s)} · {formatting.ago(row.finished_at, state.now_s())}]",
             width="content",
         )
-        st.page_link(
-            "views/run.py",
-            label=f"Run {row.id}",
-            icon=":material/arrow_forward:",
-            icon_position="right",
-            query_params={"id": str(row.id)},
-        )
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            if row.state == "lost":
+                acting.button("Run again", key=f"again_{row.id}", icon=":material/replay:", on_click=again, args=(row,))
+            st.page_link(
+                "views/run.py",
+                label=f"Run {row.id}",
+                icon=":material/arrow_forward:",
+                icon_position="right",
+                query_params={"id": str(row.id)},
+            )

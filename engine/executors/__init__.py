@@ -36,6 +36,20 @@ class Work:
         return cls(spec.model_dump(mode="json"), spec_hash(spec), folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine: the devices that runs can be given, the versions that decide what its numbers compare with.
+
+    ``problem`` says why no run can be given to it; the head is where the supervisor is.
+    """
+
+    name: str
+    devices: tuple[Device, ...]
+    versions: Mapping[str, str]
+    is_head: bool = False
+    problem: str | None = None
+
+
 class Lock(Protocol):
     """A device that is kept for one run. The worker gets a copy that lives as long as it does."""
 
@@ -48,13 +62,18 @@ class Lock(Protocol):
 class Worker(Protocol):
     """One run under way, or over, somewhere."""
 
-    #: Process number and start (seconds since its machine booted) that tell the worker's process from any other.
-    pid: int
-    process_start_s: float
     #: Why it was ended, if somebody ended it: its watch, or who called ``cancel``.
     ending: Ending | None
     #: What ``multiprocessing.connection.wait`` can wait for until the worker ends; None where there is nothing.
     sentinel: int | None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the worker's process; None where it is on another machine."""
+
+    @property
+    def process_start_s(self) -> float | None:
+        """When that process started (seconds since boot), which tells it from a later one of this number."""
 
     @property
     def age_s(self) -> float:
@@ -86,8 +105,11 @@ class Executor(Protocol):
             ExecutorError: if workers cannot be started there.
         """
 
-    def lock(self, device: str) -> Lock | None:
-        """Keep one of the devices for a run, or return None at once if it is in use."""
+    def nodes(self) -> list[Node]:
+        """The machines where workers can run now, and those where they should but cannot."""
+
+    def lock(self, device: str, node: str | None = None) -> Lock | None:
+        """Keep a device (of a node, where there are several) for a run, or return None at once if it is in use."""
 
     def submit(self, work: Work, lock: Lock | None) -> Worker:
         """Start a worker. It gets its own copy of ``lock``.

@@ -12,13 +12,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import engine
 from engine import worker
-from engine.executors import Ending, ExecutorError, Lock, Work
+from engine.executors import Ending, ExecutorError, Lock, Node, Work
 from engine.executors.endings import document_without_result, ended_by_itself
 from engine.executors.processes import (
     DeviceLock,
@@ -30,7 +31,8 @@ from engine.executors.processes import (
     signal_processes,
 )
 from engine.executors.watch import Watch
-from engine.measure.environment import WORKER_ENVIRONMENT
+from engine.leash import Leash
+from engine.measure.environment import WORKER_ENVIRONMENT, node_name, versions
 from engine.measure.process_memory import AnonymousMemory, read_process_memory
 from engine.result import Device, Progress, Sample
 
@@ -204,6 +206,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             self._context.set_forkserver_preload(["engine.preload"])
+        self._devices: list[Device] = []
         self._environment: dict[str, Any] = {}
         self._watch = Watch()
 
@@ -225,7 +228,8 @@ class LocalExecutor:
         if self.start_method == "forkserver" and not answer["preloaded"]:
             raise ExecutorError(f"the fork server could not import engine.preload: {answer['reason'] or 'unknown'}")
         self._environment = answer["environment"]
-        return [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        self._devices = [Device(**{**device, "dtypes": tuple(device["dtypes"])}) for device in answer["devices"]]
+        return self._devices
 
     def _probe(self) -> dict[str, Any] | None:
         """What the first worker says of the preload and of this machine; None if it ended before it said so."""
@@ -245,12 +249,23 @@ class LocalExecutor:
             receiver.close()
         return answer
 
-    def lock(self, device: str) -> DeviceLock | None:
+    def nodes(self) -> list[Node]:
+        """This machine."""
+        return [Node(node_name(), tuple(self._devices), versions(), is_head=True)]
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """What workers run on, as the first one saw it; empty before ``start``."""
+        return self._environment
+
+    def lock(self, device: str, node: str | None = None) -> DeviceLock | None:
         """Take the host-wide lock of a device, or return None at once if it is held."""
         return DeviceLock.try_acquire(device)
 
-    def submit(self, work: Work, lock: Lock | None) -> LocalWorker:
+    def submit(self, work: Work, lock: Lock | None, leash: Leash | None = None) -> LocalWorker:
         """Start a worker in the folder of ``work``, which is made, and watch it. It gets its own copy of ``lock``.
+
+        With a ``leash`` it ends with whoever holds the other end; without one it outlives this process.
 
         Raises:
             OSError: if the folder cannot be written or the process not be started.
@@ -263,12 +278,12 @@ class LocalExecutor:
         (folder / "spec.json").write_text(json.dumps(document, indent=2))
         # What the first worker saw; this one replaces it, unless it is ended before it comes to that.
         (folder / worker.ENVIRONMENT_FILE).write_text(json.dumps(self._environment))
-        started = self._fork(work, lock)
+        started = self._fork(work, lock, leash)
         self._watch.add(started)
         return started
 
-    def _fork(self, work: Work, lock: Lock | None) -> LocalWorker:
-        arguments = (dict(work.spec), str(work.folder), lock)
+    def _fork(self, work: Work, lock: Lock | None, leash: Leash | None) -> LocalWorker:
+        arguments = (dict(work.spec), str(work.folder), lock, leash)
         for is_second in (False, True):
             process = self._context.Process(target=worker.main, args=arguments)
             try:

@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 }
 """Environment variables that must be set before a worker's (or its fork server's) process starts."""
 
+NODE_VARIABLE = "PEFT_LAB_NODE"
 _RECORDED_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "THP_", "PYTORCH_", "GLIBC_TUNABLES", "CUDA_")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,8 @@ def _constant_facts() -> dict[str, Any]:
     commit, dirty = _project_version()
     gpus = [device for device in devices() if device.kind == "cuda"]
     return {
+        # One machine alone needs no name, and a host name that changes must not make it look like two.
+        "node": os.environ.get(NODE_VARIABLE),
         "cpu": _cpu_name(),
         "cores": _cores(),
         "memory_bytes": _memory_bytes(),
@@ -98,6 +102,22 @@ def _constant_facts() -> dict[str, Any]:
         "transparent_huge_pages": _chosen(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "cpu_governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
     }
+
+
+def node_name() -> str:
+    """What this machine is called: ``PEFT_LAB_NODE`` where somebody named it, its host name elsewhere."""
+    return as_node_name(os.environ.get(NODE_VARIABLE) or platform.node())
+
+
+def as_node_name(text: str) -> str:
+    """``text`` with nothing in it that a node's name may not have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:253].strip("-._") or "localhost"
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide whether two machines' numbers can be compared; what is missing is left out."""
+    found = {name: _version(name) for name in ("torch", "transformers", "peft")}
+    return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
 
 
 def _text(path: Path) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from app.widgets.launching import new_run
-from db import queue, runs
+from db import nodes, queue
+from db.nodes import NodeRow
 from db.session import Database
 from engine.spec import parse_spec
 
@@ -267,7 +269,7 @@ def store(
     with database.writing() as session:
         (run_id,) = queue.enqueue(session, [new_run(parse_spec(document))], sweep)
     with database.writing() as session:
-        claimed = queue.claim(session, supervisor="1@1", devices=["cpu"])
+        claimed = queue.claim(session, supervisor="1@1", devices=["cpu"], node=document.get("node"))
         assert claimed is not None
         assert claimed.id == run_id, "store runs before queueing others"
         queue.started(session, run_id, 1, 1.0, str(folder or "/nonexistent"))
@@ -303,7 +305,14 @@ def lora_and_dora(database: Database, model: str = "tinyllama-1.1b") -> list[int
     ]
 
 
-def devices(database: Database) -> None:
-    """The devices as the supervisor stores them."""
+def node(name: str = "here", **fields: Any) -> NodeRow:
+    """A ready node with one CPU, as a supervisor describes it; keywords replace fields."""
+    versions = {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}
+    ready: dict[str, Any] = {"is_head": name == "here", "state": "ready", "versions": versions, "devices": (CPU,)}
+    return NodeRow(name=name, seen_at=time.time(), **{**ready, **fields})
+
+
+def devices(database: Database, *more: NodeRow) -> None:
+    """This machine and its device as the supervisor stores them, and other nodes."""
     with database.writing() as session:
-        runs.upsert_devices(session, [CPU])
+        nodes.store(session, [node(), *more])

@@ -143,4 +143,4 @@ def test_without_a_prediction_nothing_is_said() -> None:
     wanted = spec()
     assert fits.of(wanted, None, [CPU], GIB) is None
     assert fits.of(wanted, Predicted(spec_hash(wanted), error="no"), [CPU], GIB) is None
-    assert fits.sentences([wanted], {}, [CPU], GIB) == (None, [])
+    assert fits.sentences([wanted], {}, lambda spec: ([CPU], GIB)) == (None, [])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import formatting
+from app.places import Place
 from app.widgets import grid
 from db import queue, runs
 from db.runs import RunRow
@@ -247,3 +249,26 @@ def test_the_spec_the_command_and_the_code_are_shown(open_page: Open) -> None:
     assert '"model": "tiny-test"' in codes[0]
     assert codes[1].startswith("python -m engine measure - <<'JSON'\n{")
     assert "peft" in codes[2]
+
+
+def test_one_machine_is_not_asked_for_its_node(open_page: Open) -> None:
+    assert all(field.key != "launch_places" for field in open_page("launch").get("button_group"))
+
+
+def test_a_run_is_sent_to_the_node_that_was_chosen(open_page: Open, database: Database) -> None:
+    stored.devices(database, stored.node("box"))
+    app = use_small_model(open_page("launch"))
+    launch(choose(app, "launch_places", [Place(node="box")]))
+    assert [row.spec["node"] for row in waiting(database)] == ["box", "box"]
+
+
+def test_a_sweep_that_would_mix_versions_waits_until_somebody_allows_it(open_page: Open, database: Database) -> None:
+    versions = {**stored.node().versions, "torch": "2.12.0"}
+    stored.devices(database, stored.node("old", state="differs", versions=versions))
+    app = use_small_model(open_page("launch"))
+    app = choose(app, "launch_places", [Place(node="here"), Place(node="old")])
+    assert formatting.plain("would mix versions: here has torch 2.13.0; old has torch 2.12.0") in words(app)
+    assert app.button(key="launch_button").disabled
+    app.checkbox(key="launch_mix").check().run()
+    launch(app)
+    assert {row.spec["node"] for row in waiting(database)} == {"here", "old"}

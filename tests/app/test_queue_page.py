@@ -7,6 +7,7 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
+from app import formatting
 from db import runs
 from db.session import Database
 from tests.app import stored
@@ -91,3 +92,28 @@ def test_once_the_job_knows_what_is_left_the_bar_is_that_of_the_whole_run(open_p
     (bar,) = open_page("queue").get("progress")
     assert bar.value == 0
     assert "about 1 h 07 min left" in bar.text
+
+
+def test_a_lost_run_can_be_started_again_with_one_press(open_page: Open, database: Database) -> None:
+    lost = stored.store(database, stored.init_document(), {"state": "lost", "error": {"kind": "lost", "text": "gone"}})
+    app = open_page("queue")
+    app.button(key=f"again_{lost}").click().run()
+    assert sorted(states(database).values()) == ["lost", "queued"]
+
+
+def test_a_lost_run_of_a_node_that_is_still_gone_is_not_queued_and_the_page_says_why(
+    open_page: Open, database: Database
+) -> None:
+    stored.devices(database, stored.node("box", state="lost", problem="it does not answer"))
+    lost = stored.store(
+        database, stored.init_document(node="box"), {"state": "lost", "error": {"kind": "lost", "text": "gone"}}
+    )
+    app = open_page("queue")
+    app.button(key=f"again_{lost}").click().run()
+    assert list(states(database).values()) == ["lost"]
+    assert formatting.plain("box takes no runs now: it does not answer") in words(app)
+
+
+def test_a_run_that_waits_for_an_absent_node_says_so(open_page: Open, database: Database) -> None:
+    stored.queued(database, stored.init_document(node="box"))
+    assert "waits for the node box, which is not there" in words(open_page("queue"))

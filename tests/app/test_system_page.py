@@ -146,3 +146,17 @@ def test_where_nothing_is_old_the_preview_says_so(open_page: Open, database: Dat
     app.button(key="prune_preview").click().run()
     assert not app.exception
     assert "has memory samples or logs and files left" in words(app)
+
+
+def test_one_machine_alone_has_no_table_of_nodes(open_page: Open) -> None:
+    assert not any("problem" in table.value for table in open_page("system").dataframe)
+
+
+def test_several_nodes_are_listed_with_what_is_wrong_with_them(open_page: Open, database: Database) -> None:
+    stored.devices(database, stored.node("old", state="differs", problem="torch 2.12.0 is not the head's 2.13.0"))
+    tables = [table.value for table in open_page("system").dataframe]
+    nodes = next(frame for frame in tables if "problem" in frame)
+    assert list(nodes["node"]) == ["here (head)", "old"]
+    assert list(nodes["problem"]) == ["", "torch 2.12.0 is not the head's 2.13.0"]
+    devices = next(frame for frame in tables if "dtypes" in frame)
+    assert list(devices["node"]) == ["here", "old"]

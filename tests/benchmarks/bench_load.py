@@ -1,13 +1,13 @@
 """Ten people browse while runs are measured: how long their pages take, and what that does to the measurements.
 
 Three times, in turns: nobody looks, ten people whose browsers are elsewhere (sessions over WebSockets), and ten people
-in ten tabs of a Chromium on this very machine, which draws for all of them with the cores that measure. Each person
-opens a page every few seconds; the first page of a tab is told apart, because it loads Streamlit's own scripts. Page
-times are those from the click until the page is complete in Chromium, and the server's part of it for the sessions.
-A measured run counts as disturbed when its median attach is more than 3 % from the median of the runs that nobody
-looked at; it is marked when its page says so (background CPU above 10 %). Runs measured while nobody looked are judged
-in the same way, so that one can see what the machine does alone. Run it with ``make bench-load`` on an otherwise idle
-machine; it needs Chromium.
+in ten tabs of a Chromium on this very machine, which draws for all of them with the cores that measure. Each person has
+a tab open when it begins and goes to another page every few seconds. That first page is told apart: all ten are opened
+at once, and it loads Streamlit's own scripts. Page times are those from the click until the page is complete in
+Chromium, and the server's part of it for the sessions. A measured run counts as disturbed when its median attach is
+more than 3 % from the median of the runs that nobody looked at; it is marked when its page says so (background CPU
+above 10 %). Runs measured while nobody looked are judged in the same way, so that one can see what the machine does
+alone. Run it with ``make bench-load`` on an otherwise idle machine; it needs Chromium.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,27 @@ PAGES = {
     "Runs": "/runs",
     "System": "/system",
 }
+FIRST_PAGE_LIMIT_S = 120.0
 SITUATIONS = ("nobody", "sessions", "browsers")
+
+
+class Start:
+    """Nobody goes on before all have their first page: opening a tab costs more than any page after it."""
+
+    def __init__(self) -> None:
+        self._all_here = threading.Barrier(PEOPLE + 1)
+        self.ended = threading.Event()
+
+    def wait(self) -> None:
+        """Say that one is here, and wait for the others.
+
+        Raises:
+            threading.BrokenBarrierError: when one of them will never come.
+        """
+        self._all_here.wait(FIRST_PAGE_LIMIT_S)
+
+    def give_up(self) -> None:
+        self._all_here.abort()
 
 
 @dataclass
@@ -68,13 +89,13 @@ class Seen:
         return [seconds for values in self.pages_s.values() for seconds in values]
 
 
-def as_session(address: str, seed: int, seen: Seen, ended: threading.Event) -> None:
+def as_session(address: str, seed: int, seen: Seen, start: Start) -> None:
     """One person without a browser, until told to stop."""
     draw = random.Random(seed)
-    ended.wait(draw.uniform(0, STAYS_S[1]))
     with Visitor(address) as visitor:
         seen.first_s.append(visitor.open("/"))
-        while not ended.is_set():
+        start.wait()
+        while not start.ended.is_set():
             visitor.look(draw.uniform(*STAYS_S))
             name = draw.choice(list(PAGES))
             seen.pages_s[name].append(visitor.open(PAGES[name]))
@@ -83,30 +104,27 @@ def as_session(address: str, seed: int, seen: Seen, ended: threading.Event) -> N
 @contextlib.contextmanager
 def sessions(address: str, seen: Seen) -> Iterator[None]:
     """Ten people without browsers while the block runs."""
-    ended = threading.Event()
-    threads = [threading.Thread(target=as_session, args=(address, seed, seen, ended)) for seed in range(PEOPLE)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
+    start = Start()
+    with ThreadPoolExecutor(PEOPLE) as people:
+        found = [people.submit(as_session, address, seed, seen, start) for seed in range(PEOPLE)]
+        with browsing(start):
+            yield
+    for one in found:
+        one.result()
 
 
-async def in_tab(browser: Browser, address: str, seed: int, seen: Seen, ended: threading.Event) -> None:
+async def in_tab(browser: Browser, address: str, seed: int, seen: Seen, start: Start) -> None:
     """One person in a tab of their own, which has cached nothing, until told to stop."""
     draw = random.Random(seed)
-    await asyncio.sleep(draw.uniform(0, STAYS_S[1]))
     context = await browser.new_context(viewport={"width": 1440, "height": 900})
     page = await context.new_page()
     started_s = time.monotonic()
     await page.goto(address, wait_until="commit")
-    await page.wait_for_function(READY, arg=["/", "h1"], timeout=60_000)
+    await page.wait_for_function(READY, arg=["/", "h1"], timeout=FIRST_PAGE_LIMIT_S * 1000)
     seen.first_s.append(time.monotonic() - started_s)
+    await asyncio.to_thread(start.wait)
     at = "Overview"
-    while not ended.is_set():
+    while not start.ended.is_set():
         await asyncio.sleep(draw.uniform(*STAYS_S))
         # Nobody goes to the page that they are on: nothing would change.
         at = draw.choice([name for name in PAGES if name != at])
@@ -120,30 +138,33 @@ async def in_tab(browser: Browser, address: str, seed: int, seen: Seen, ended: t
 @contextlib.contextmanager
 def browsers(address: str, seen: Seen) -> Iterator[None]:
     """Ten people with Chromium on this machine while the block runs."""
-    ended = threading.Event()
-    errors: list[BaseException] = []
+    start = Start()
 
     async def browse() -> None:
+        # A thread for each who waits: the loop's own pool has fewer on a small machine.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PEOPLE))
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-            await asyncio.gather(*(in_tab(browser, address, seed, seen, ended) for seed in range(PEOPLE)))
+            await asyncio.gather(*(in_tab(browser, address, seed, seen, start) for seed in range(PEOPLE)))
             await browser.close()
 
-    def run() -> None:
-        try:
-            asyncio.run(browse())
-        except BaseException as error:
-            errors.append(error)
+    with ThreadPoolExecutor(1) as people:
+        found = people.submit(asyncio.run, browse())
+        found.add_done_callback(lambda done: start.give_up() if done.exception() else None)
+        with browsing(start):
+            yield
+    found.result()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+
+@contextlib.contextmanager
+def browsing(start: Start) -> Iterator[None]:
+    """From when all are there until the block ends; then they are told to stop."""
     try:
+        start.wait()
         yield
     finally:
-        ended.set()
-        thread.join()
-    if errors:
-        raise errors[0]
+        start.ended.set()
+        start.give_up()
 
 
 @dataclass

@@ -31,6 +31,11 @@ from tests.db.test_migrations import migrate_to
 
 
 @pytest.fixture
+def url(sqlite_url: str) -> str:
+    return sqlite_url
+
+
+@pytest.fixture
 def file(url: str) -> Path:
     return Path(url.removeprefix("sqlite:///"))
 

@@ -72,6 +72,9 @@ def stored(database: Database, finished, enqueue) -> Database:
     ("condition", "expected"),
     [
         (Compare(Column("model"), "=", "tinyllama"), {1}),
+        (Compare(Column("id"), "<=", 1.5), {1}),
+        (Compare(Column("id"), "=", 1.5), set()),
+        (Compare(Column("id"), "<", 1e300), {1, 2, 3}),
         (Compare(Column("model"), "~", "LLAMA"), {1}),
         (Compare(Column("adapter"), "!=", "lora"), {2, 3}),
         (Compare(Column("adapter"), "=", None), {3}),

@@ -56,11 +56,11 @@ def test_an_imported_document_is_exported_unchanged(changes: Document, database:
     assert {name: exported[name] for name in document} == document
 
 
-def test_an_export_imports_into_another_database_as_the_same_run(database: Database, tmp_path) -> None:
+def test_an_export_imports_into_another_database_as_the_same_run(database: Database, another_url: str) -> None:
     from db.session import open_database
 
     exported = export(database, store(database, result_document(adapter="DoRA", adapter_type="lora"))[0])
-    other = open_database(f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    other = open_database(another_url)
     run_id, created = store(other, exported)
     assert created
     assert export(other, run_id) == exported
@@ -158,6 +158,9 @@ def changed(path: str, value: Any) -> Document:
         ("checks.0.name", None, "checks[0].name"),
         ("environment", [], "environment"),
         ("environment.cpu", math.nan, "environment"),
+        ("environment.cpu", "nul \0", "environment"),
+        ("environment.cpu", [{"\0": 1}], "environment"),
+        ("environment.cpu", -(10**309), "environment"),
         ("error", "boom", "error"),
         ("error", {"kind": "x", "text": "nul \0"}, "error.text"),
         ("inspection", [1], "inspection"),

@@ -161,14 +161,14 @@ def test_documents_that_are_here_already_are_counted_and_not_stored_again(databa
     assert [created for _, created in store(database, packed(second, first))] == [False, False]
 
 
-def test_an_exported_run_names_its_format_and_comes_back_as_the_same_run(database: Database, tmp_path) -> None:
+def test_an_exported_run_names_its_format_and_comes_back_as_the_same_run(database: Database, another_url: str) -> None:
     from db.session import open_database
 
     ((run_id, _),) = store(database, packed(document(name="Ünï", tags=["a"], note="two\nlines")))
     with database.reading() as session:
         exported = transfer.export_document(session, run_id)
     assert exported["format"] == 1
-    other = open_database(f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    other = open_database(another_url)
     ((other_id, created),) = store(other, json.dumps(exported).encode())
     assert created
     with other.reading() as session:

@@ -10,7 +10,7 @@ from sqlalchemy import insert, update
 from db import pruning, runs
 from db.models import MemorySample, Run
 from db.session import Database
-from tests.db.conftest import metric, result_document, sample
+from tests.db.conftest import metric, on_sqlite, result_document, sample
 
 OLD, NEW, CUT = 1_000_000.0, 3_000_000.0, 2_000_000.0
 
@@ -86,6 +86,7 @@ def test_more_runs_than_one_transaction_takes_are_all_pruned(database: Database,
         assert pruning.old_samples(session, CUT) == pruning.OldSamples((), 0, 0)
 
 
+@on_sqlite
 def test_what_pruning_leaves_free_in_the_file_is_about_what_the_preview_said(
     database: Database, measured: Callable[..., int]
 ) -> None:

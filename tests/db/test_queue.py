@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from db import queue, runs
 from db.models import Run
 from db.session import Database
-from tests.db.conftest import metric, new_run, sample
+from tests.db.conftest import metric, new_run, on_sqlite, sample
 
 
 def state(database: Database, run_id: int) -> str:
@@ -50,6 +50,7 @@ def test_a_claimed_run_carries_what_its_worker_needs(database: Database, enqueue
     assert before <= running.claimed_at == running.heartbeat_at <= time.time()
 
 
+@on_sqlite
 def test_a_claim_is_fast_and_in_order_with_5000_queued_runs(database: Database, enqueue) -> None:
     ids = enqueue(5000)
     seconds = []

@@ -11,7 +11,7 @@ from db import queue, runs, transfer
 from db.documents import parse_run
 from db.models import MemorySample, Metric, Run, Sweep, Tag
 from db.session import Database
-from tests.db.conftest import metric, new_run, result_document, sample
+from tests.db.conftest import metric, new_run, on_sqlite, result_document, sample
 
 
 def listed(database: Database, **filters) -> list[int]:
@@ -218,16 +218,6 @@ def test_filters_offer_the_values_that_occur(database: Database, enqueue, finish
     assert (values.adapters, values.devices, values.tags) == (("DoRA",), ("cpu",), ("a", "b"))
 
 
-def test_the_stored_devices_are_those_that_were_seen_last(database: Database) -> None:
-    cpu = {"id": "cpu", "kind": "cpu", "name": "CPU", "memory_bytes": 2**36, "dtypes": ["float32"], "driver": None}
-    gpu = {**cpu, "id": "cuda:0", "kind": "cuda", "name": "GPU", "dtypes": ("float16", "bfloat16"), "driver": "570"}
-    with database.writing() as session:
-        runs.upsert_devices(session, [gpu, cpu])
-        assert runs.devices(session) == [cpu, {**gpu, "dtypes": ["float16", "bfloat16"]}]
-        runs.upsert_devices(session, [{**cpu, "memory_bytes": 5}])
-        assert runs.devices(session) == [{**cpu, "memory_bytes": 5}]
-
-
 @pytest.fixture
 def many(database: Database) -> list[int]:
     with database.writing() as session:
@@ -236,6 +226,7 @@ def many(database: Database) -> list[int]:
     return ids
 
 
+@on_sqlite
 def test_a_list_of_5000_runs_takes_two_queries_and_less_than_a_second(database: Database, many: list[int]) -> None:
     statements: list[str] = []
     with database.reading() as session:

@@ -143,8 +143,14 @@ def test_a_spec_that_cannot_work_is_refused_in_one_sentence_naming_the_field(spe
 
 
 def test_the_canonical_text_is_json_with_every_field() -> None:
-    document = json.loads(canonical_json(parse_spec({"model": "tiny-test"})))
+    document = json.loads(canonical_json(parse_spec({"model": "tiny-test", "device_type": "NVIDIA H200"})))
     assert set(document) == set(InitSpec.model_fields)
+
+
+def test_a_spec_that_asks_for_no_type_of_device_has_the_hash_that_it_had_before_there_was_one() -> None:
+    spec = parse_spec({"model": "tiny-test"})
+    assert "device_type" not in json.loads(canonical_json(spec))
+    assert spec_hash(spec) == "a1036ac1fd58c2759141644f2638079901add65a2b21f7a23fdbbe45fce8b657"
 
 
 def test_a_request_to_predict_keeps_each_spec_as_a_spec_of_its_kind() -> None:

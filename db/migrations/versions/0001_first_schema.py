@@ -7,6 +7,8 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+# SQLite numbers rows only where the type is INTEGER; its integers have 64 bits, too.
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -24,14 +26,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "sweeps",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_sweeps"),
     )
     op.create_table(
         "runs",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("uid", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
@@ -45,7 +47,7 @@ def upgrade() -> None:
         sa.Column("strategy", sa.String(), nullable=True),
         sa.Column("dtype", sa.String(), nullable=True),
         sa.Column("device", sa.String(), nullable=False),
-        sa.Column("sweep_id", sa.Integer(), nullable=True),
+        sa.Column("sweep_id", ID, nullable=True),
         sa.Column("replica", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("claimed_at", sa.Double(), nullable=True),
@@ -82,8 +84,8 @@ def upgrade() -> None:
     op.create_index("ix_runs_sweep_id", "runs", ["sweep_id"])
     op.create_table(
         "memory_samples",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("run_id", ID, nullable=False),
         sa.Column("source", sa.String(), nullable=False),
         sa.Column("time_s", sa.Double(), nullable=False),
         sa.Column("phase", sa.String(), nullable=False),
@@ -95,8 +97,8 @@ def upgrade() -> None:
     op.create_index("ix_memory_samples_run_id", "memory_samples", ["run_id"])
     op.create_table(
         "metrics",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("run_id", ID, nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("unit", sa.String(), nullable=False),
         sa.Column("variant", sa.String(), nullable=True),
@@ -109,7 +111,7 @@ def upgrade() -> None:
     op.create_index("ix_metrics_run_id_name", "metrics", ["run_id", "name"])
     op.create_table(
         "tags",
-        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("run_id", ID, nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name="fk_tags_run_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "name", name="pk_tags"),

@@ -13,7 +13,7 @@ def upgrade() -> None:
     """Add the table, empty."""
     op.create_table(
         "actions",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("done_at", sa.Double(), nullable=False),
         sa.Column("person", sa.String(), nullable=False),
         sa.Column("action", sa.String(), nullable=False),
