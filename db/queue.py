@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, func, insert, select, update
+from sqlalchemy import CursorResult, Update, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from db import postgresql
@@ -125,6 +125,7 @@ def claim(
     node: str | None = None,
     device_type: str | None = None,
     only_named: bool = False,
+    runs_folder: str | None = None,
 ) -> ClaimedRun | None:
     """Take the next queued run of these devices (and kinds): highest priority first, then the oldest. None if none is.
 
@@ -138,6 +139,8 @@ def claim(
         node: where the devices are; a run that names another node is left.
         device_type: the name of the device; a run that asks for another is left.
         only_named: whether a run that names no node is left, too.
+        runs_folder: where this supervisor makes a folder for each run, named by its uid. It is noted with the claim, so
+            that another supervisor finds the worker of one that ended before it could say more.
     """
     names_node = Run.node == node
     candidates = select(Run.id).where(
@@ -158,7 +161,13 @@ def claim(
     row = session.execute(
         update(Run)
         .where(Run.id == first.scalar_subquery())
-        .values(state="running", supervisor=supervisor, claimed_at=now, heartbeat_at=now)
+        .values(
+            state="running",
+            supervisor=supervisor,
+            claimed_at=now,
+            heartbeat_at=now,
+            run_folder=None if runs_folder is None else literal(f"{runs_folder}/") + Run.uid,
+        )
         .returning(Run.id, Run.uid, Run.kind, Run.spec, Run.spec_hash, Run.device)
         .execution_options(synchronize_session=False)
     ).one_or_none()
@@ -205,7 +214,8 @@ def put_back(session: Session, run_id: int, *, is_abandoned: bool = False) -> bo
         return True
     if is_abandoned:
         claimed = claimed.values(abandoned_claims=Run.abandoned_claims + 1)
-    return _changed(session, claimed.values(state="queued", supervisor=None, claimed_at=None, heartbeat_at=None)) == 1
+    nobody = {"supervisor": None, "claimed_at": None, "heartbeat_at": None, "run_folder": None}
+    return _changed(session, claimed.values(state="queued", **nobody)) == 1
 
 
 def progress(session: Session, documents: Mapping[int, Mapping[str, Any]]) -> int:

@@ -265,7 +265,8 @@ class Supervisor:
 
     def _start(self, lock: Lock | None, kinds: Collection[str], device: str = "cpu", **place: Any) -> bool:
         """Claim a run of these kinds and start it; one that needs no lock of a device is a request."""
-        claimed = self._write(lambda db: queue.claim(db, supervisor=self._id, devices=[device], kinds=kinds, **place))
+        place = {**place, "supervisor": self._id, "runs_folder": str(runs_folder(self._home))}
+        claimed = self._write(lambda db: queue.claim(db, devices=[device], kinds=kinds, **place))
         if claimed is None:
             return False
         work = Work(claimed.spec, claimed.spec_hash, run_folder(self._home, claimed.uid))
@@ -389,9 +390,14 @@ class Supervisor:
         return now_s - known[1]
 
 
+def runs_folder(home: Path) -> Path:
+    """Where the runs of a supervisor of this home have their folders."""
+    return home / "runs"
+
+
 def run_folder(home: Path, uid: str) -> Path:
     """Where a run keeps its files: ``<home>/runs/<uid>``."""
-    return home / "runs" / uid
+    return runs_folder(home) / uid
 
 
 def _store_end(db: Session, run_id: int, document: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from app.supervision import Supervision
 from db import predictions, queue, runs
 from db.session import Database, DatabaseUnavailable, open_database
 from engine import supervisor as supervising
+from engine.executors import Work
 from engine.executors.local import LocalExecutor
 from engine.spec import parse_spec, prediction_key, spec_hash
 from engine.supervisor import Supervisor, run_folder
@@ -325,6 +326,22 @@ def test_hours_in_which_the_machine_slept_do_not_count_towards_a_runs_timeout(
 
 
 # --- processes and memory ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_nobody_noted_is_found_by_a_supervisor_with_another_home_and_not_measured_twice(
+    home: Path, tmp_path: Path, database: Database, executor: LocalExecutor, supervise: Supervise, eventually: Wait
+) -> None:
+    run_id = enqueue(database, model="minimind-26m", repeats=20)
+    elsewhere = tmp_path / "elsewhere"
+    with database.writing() as db:
+        claimed = queue.claim(db, supervisor="1@0.01", devices=["cpu"], runs_folder=str(elsewhere))
+    assert claimed is not None
+    executor.start()
+    executor.submit(Work(claimed.spec, claimed.spec_hash, elsewhere / claimed.uid), None)
+    supervise()
+    assert end_of(database, run_id, eventually).state == "succeeded"
+    assert (elsewhere / claimed.uid / "log.txt").read_text().count("job started at") == 1
+    assert not run_folder(home, claimed.uid).exists()
 
 
 def test_a_killed_fork_server_costs_neither_the_run_that_is_measured_nor_the_next(

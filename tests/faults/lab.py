@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tests.faults.trap import roles
 
 ROOT = Path(__file__).resolve().parents[2]
 _TRAP = Path(__file__).with_name("trap")
+#: Migrations in one process take turns, whichever database they are for: Alembic keeps what it works on in globals.
+ALEMBIC = threading.Lock()
 
 
 class Victim(NamedTuple):
@@ -95,7 +98,8 @@ class Lab:
     @functools.cached_property
     def database(self) -> Database:
         """The lab's database, which is migrated when this is first asked for."""
-        return open_database(self.url)
+        with ALEMBIC:
+            return open_database(self.url)
 
     # --- processes --------------------------------------------------------------------------------------------------
 

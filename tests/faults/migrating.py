@@ -20,7 +20,7 @@ from sqlalchemy import MetaData, Table, create_engine
 from db import backups
 from db.session import MIGRATIONS, DatabaseError, schema_revisions
 from tests.faults.campaign import Fault, Moment, Report
-from tests.faults.lab import Lab
+from tests.faults.lab import ALEMBIC, Lab
 
 MIGRATION = Moment(
     "migration",
@@ -39,7 +39,7 @@ def old_database(path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
+    with ALEMBIC, engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, schema_revisions()[0])
         tables = MetaData()
