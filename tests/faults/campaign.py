@@ -31,7 +31,7 @@ class Moment(NamedTuple):
     lines: int
 
 
-LAUNCH = Moment("launch", ("app/widgets/launching.py:launch", "db/queue.py:enqueue"), 60)
+LAUNCH = Moment("launch", ("app/widgets/launching.py:launch", "db/queue.py:enqueue", "db/actions.py:record"), 60)
 CLAIM = Moment("claim", ("engine/supervisor.py:_claim_one", "engine/supervisor.py:_start", "db/queue.py:claim"), 60)
 START = Moment("start of a worker", ("engine/executors/local.py:submit", "db/queue.py:started"), 25)
 BEGINNING = Moment("beginning of a worker", ("engine/worker.py:main", "engine/worker.py:_send_output_to"), 25)
@@ -174,7 +174,7 @@ class Campaign:
     def _launch(self) -> None:
         assert self._dashboard is not None
         name = f"sweep {len(self._launched)}"
-        specs = [self._chance.choice(SPECS) for _ in range(_SWEEP)]
+        specs = [SPECS[0], *(self._chance.choice(SPECS) for _ in range(_SWEEP - 1))]
         self._launched[name] = len(specs)
         self._acknowledged += self._dashboard.ask(specs=specs, sweep=name) or ()
 

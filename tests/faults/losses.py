@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import backups, runs
-from db.models import Metric, Run, Sweep
+from db.models import Action, Metric, Run, Sweep
 from db.runs import RunDetail
 from db.session import DatabaseError
 from tests.faults.lab import Lab, Victim
@@ -45,7 +45,7 @@ def losses(
         claimed = {run_id: claimed_at for run_id, claimed_at in session.execute(select(Run.id, Run.claimed_at))}
         rows = [row for run_id in sorted(claimed) if claimed[run_id] and (row := runs.get_run(session, run_id))]
         found += [f"run {run_id} was launched and is not there" for run_id in sorted({*acknowledged} - {*claimed})]
-        found += [*_torn_sweeps(session, launched), *_doubled(session), *_not_ended(session)]
+        found += [*_torn_sweeps(session, launched), *_unrecorded(session), *_doubled(session), *_not_ended(session)]
     whole = _WholeResults()
     for row in rows:
         found += [f"run {row.id} ({row.kind}, {row.state}): {sentence}" for sentence in _of_run(lab, row, ended, whole)]
@@ -58,6 +58,15 @@ def _torn_sweeps(session: Session, launched: Mapping[str, int]) -> Iterator[str]
     for name, count in session.execute(query.group_by(Sweep.id, Sweep.name)):
         if count != launched[name]:
             yield f"{name} has {count} of its {launched[name]} runs"
+
+
+def _unrecorded(session: Session) -> Iterator[str]:
+    """A sweep without the record of who launched it, and a record without its sweep."""
+    launches = Counter(session.scalars(select(Action.detail).where(Action.action == "launch")))
+    sweeps = Counter(session.scalars(select(Sweep.name)))
+    for name in sorted({*launches, *sweeps}):
+        if launches[name] != sweeps[name]:
+            yield f"{name} is there {sweeps[name]} times and was recorded {launches[name]} times"
 
 
 def _doubled(session: Session) -> Iterator[str]:

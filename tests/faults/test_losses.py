@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, update
 
-from db import queue
-from db.models import Metric, Run
+from db import actions, queue
+from db.models import Action, Metric, Run
 from tests.db.conftest import metric, new_run
 from tests.faults.lab import Lab, Victim
 from tests.faults.losses import losses
@@ -23,6 +23,7 @@ def ids(lab: Lab) -> list[int]:
     """Two runs of one spec that were measured, with the files that their workers left."""
     with lab.database.writing() as session:
         ids = queue.enqueue(session, [new_run(0), new_run(0)], SWEEP)
+        actions.record(session, "me", "launch", ids, SWEEP)
         for run_id in ids:
             claimed = queue.claim(session, supervisor="1@1", devices=["cpu"])
             assert claimed is not None
@@ -53,6 +54,11 @@ def test_a_run_that_is_gone_is_missed_and_its_sweep_is_torn(lab: Lab, ids: list[
     change(lab, delete(Run).where(Run.id == ids[0]))
     assert "run 1 was launched and is not there" in found(lab, ids)
     assert "sweep 0 has 1 of its 2 runs" in found(lab, ids)
+
+
+def test_a_launch_without_its_record_is_seen(lab: Lab, ids: list[int]) -> None:
+    change(lab, delete(Action))
+    assert "sweep 0 is there 1 times and was recorded 0 times" in found(lab, ids)
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
