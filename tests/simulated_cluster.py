@@ -15,12 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class SimulatedCluster:
-    """Nodes by name, each with one CPU to give. ``close`` ends them all."""
+    """Nodes by name, each with one CPU to give. ``close`` ends them all.
+
+    Ray has sockets in the folder, whose paths must not be longer than 107 bytes.
+    """
 
     def __init__(self, folder: Path) -> None:
         from ray.cluster_utils import Cluster
 
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         self.folder = folder
         # A node that is gone is noticed after two seconds instead of fifteen.
         noticing = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}
@@ -52,3 +55,4 @@ class SimulatedCluster:
     def close(self) -> None:
         """End every node and the head."""
         self._cluster.shutdown()
+        del os.environ["RAY_TMPDIR"]

@@ -4,8 +4,9 @@ Playwright, with which ``bench_scale`` measures, follows each of a page's 130 re
 cores is large. Here Chromium runs by itself; it is only told to open an address, and a script in the page notes when
 the page is complete, by the same rule. Cold is the first visit after the server's start, in a new profile of a browser
 that has just been started: nothing cached, nothing compiled. Warm are the reloads after it; from the second on
-Chromium has the scripts compiled. What an empty Streamlit page takes is measured with the same server start and
-browser. Run it with ``make bench-dashboard`` on an otherwise idle machine; it needs Chromium.
+Chromium has the scripts compiled. Last, the server is started anew and that browser comes back: the server is cold,
+and the browser has what it keeps of the last time, as for everybody who was here before. What an empty Streamlit page
+takes is measured in the same way. Run it with ``make bench-dashboard`` on an otherwise idle machine; it needs Chromium.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.sync.client import ClientConnection, connect
 
@@ -30,7 +34,10 @@ from tests.benchmarks.lab import Dashboard, lab, serving
 from tests.benchmarks.table import HEADER, machine_line, row, save
 from tests.chromium import FLAGS, chromium_path
 
+VISITS = ("first visit", "reload", "second reload", "first visit to a new server")
 RELOADS = 2
+#: Starts a dashboard on a port, or on a free one.
+Serve = Callable[[int | None], AbstractContextManager[Dashboard]]
 # Chromium's own start is no part of a visit.
 SETTLING_S = 1.0
 TIMEOUT_S = 60.0
@@ -99,16 +106,23 @@ def alone(chromium: str) -> Iterator[Tab]:
             process.wait()
 
 
-def visits(chromium: str, board: Dashboard, path: str, marker: str) -> list[float]:
-    """Seconds of the first visit and of the reloads after it."""
+def visits(chromium: str, serve: Serve, path: str, marker: str) -> list[float]:
+    """Seconds of each of ``VISITS``."""
     with alone(chromium) as tab:
         tab.call("Page.enable")
         noting = NOTING % (READY, json.dumps([path.partition("?")[0], marker]))
         tab.call("Page.addScriptToEvaluateOnNewDocument", source=noting)
-        found = [tab.visit("Page.navigate", url=board.address + path)]
-        for _ in range(RELOADS):
+        with serve(None) as board:
+            address = board.address + path
+            found = [tab.visit("Page.navigate", url=address)]
+            for _ in range(RELOADS):
+                time.sleep(SETTLING_S)
+                found.append(tab.visit("Page.reload"))
+            tab.call("Page.navigate", url="about:blank")
+        # On the same port, or it would be another site with nothing kept.
+        with serve(urlsplit(board.address).port):
             time.sleep(SETTLING_S)
-            found.append(tab.visit("Page.reload"))
+            found.append(tab.visit("Page.navigate", url=address))
     return found
 
 
@@ -127,7 +141,7 @@ def main() -> None:
 
     def show(name: str, found: list[list[float]], target_s: float | None = None) -> None:
         seconds[name] = found
-        for visit, values in zip(("first visit", "reload", "second reload"), zip(*found, strict=True), strict=True):
+        for visit, values in zip(VISITS, zip(*found, strict=True), strict=True):
             print(row(f"{name}, {visit}", list(values), target_s), flush=True)
 
     with contextlib.ExitStack() as stack:
@@ -135,18 +149,12 @@ def main() -> None:
         here = stack.enter_context(lab(seeding.seed(folder)))
         script = here.home / "empty.py"
         script.write_text("import streamlit as st\nst.title('Empty')\n")
-        empty = []
-        for _ in range(options.rounds):
-            with serving(here.home, str(script)) as board:
-                empty.append(visits(chromium, board, "/", "h1"))
-        show("empty Streamlit page", empty)
+        nothing = partial(serving, here.home, str(script))
+        show("empty Streamlit page", [visits(chromium, nothing, "/", "h1") for _ in range(options.rounds)])
         pages = {"Runs": ("/runs", TABLE, RUNS_TARGET_S)}
         pages |= {name: (address, CHARTS, COMPARE_TARGET_S) for name, address in compared(here).items()}
         for name, (path, marker, target_s) in pages.items():
-            found = []
-            for _ in range(options.rounds):
-                with here.dashboard() as board:
-                    found.append(visits(chromium, board, path, marker))
+            found = [visits(chromium, here.dashboard, path, marker) for _ in range(options.rounds)]
             show(name, found, target_s)
     print(f"saved {save('visits', machine, {'runs': seeding.RUNS, 'seconds': seconds})}")
 

@@ -70,17 +70,18 @@ class Lab:
         with self.database.reading() as db:
             return bool(runs.queued_and_running(db))
 
-    def dashboard(self) -> AbstractContextManager[Dashboard]:
+    def dashboard(self, port: int | None = None) -> AbstractContextManager[Dashboard]:
         """A dashboard on this lab, in a process of its own that no page has been asked of yet."""
-        return serving(self.home, "app/server.py")
+        return serving(self.home, "app/server.py", port)
 
 
 @contextlib.contextmanager
-def serving(home: Path, script: str) -> Iterator[Dashboard]:
-    """Streamlit with this script and nothing opened yet; its log goes to ``home``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def serving(home: Path, script: str, port: int | None = None) -> Iterator[Dashboard]:
+    """Streamlit with this script and nothing opened yet, on this port or a free one; its log goes to ``home``."""
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     process = _start(home, "dashboard.log", "-m", "streamlit", "run", script, f"--server.port={port}")
     address = f"http://127.0.0.1:{port}"
     try:

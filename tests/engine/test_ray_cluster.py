@@ -96,8 +96,8 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    # Not pytest's own folders: Ray has sockets below it, whose paths must not be longer than 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:
+    # Not below the tests' own folder, whose path is too long for Ray.
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield from lab_in(Path(folder))
 
 
