@@ -42,7 +42,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
 
     def in_time(part: Callable[[], Report]) -> Report:
-        return part() if time.monotonic() - started_s < options.minutes * 60 else Report()
+        if time.monotonic() - started_s >= options.minutes * 60:
+            return Report()
+        report = part()
+        minutes = (time.monotonic() - started_s) / 60
+        print(f"minute {minutes:4.1f}: {len(report.fired):2} faults, {len(report.losses)} losses", flush=True)
+        return report
 
     with ThreadPoolExecutor(_LABS_AT_ONCE) as pool:
         reports = list(pool.map(in_time, _parts(folder, options.faults, seed)))
