@@ -76,6 +76,15 @@ def free_card(label: str, free_bytes: int, all_bytes: int) -> Card:
     return Card(label, formatting.size(free_bytes), f"of {formatting.size(all_bytes)}")
 
 
+def supervisor_problem(supervisor: SupervisorState, heartbeat_at: float | None, trouble: str) -> str | None:
+    """What keeps the queue from being worked on, as a sentence; None where nothing does or the badge says it."""
+    if trouble:
+        return formatting.sentence(trouble)
+    if supervisor != "running" or heartbeat_at is None:
+        return None
+    return supervisor_warning(heartbeat_at, state.now_s())
+
+
 def warnings_shown(texts: list[str]) -> None:
     """What may disturb a measurement, or that nothing does."""
     if texts:
@@ -97,15 +106,12 @@ def live() -> None:
     machine = host()
     with state.database().reading() as session:
         counts = queue.counts_by_state(session)
-    texts = host_warnings(machine)
     trouble = state.supervisor_trouble() if supervisor == "running" else ""
-    if trouble:
-        texts.insert(0, formatting.sentence(trouble))
-    if supervisor == "running" and heartbeat_at and (silent := supervisor_warning(heartbeat_at, state.now_s())):
-        texts.insert(0, silent)
     if supervisor == "stopped":
         progress.supervisor_badge()
-    warnings_shown(texts)
+    if problem := supervisor_problem(supervisor, heartbeat_at, trouble):
+        st.error(formatting.plain(problem), title="The queue waits", icon=":material/pause_circle:")
+    warnings_shown(host_warnings(machine))
     cards(
         [
             supervisor_card(supervisor, heartbeat_at, waits=bool(trouble)),

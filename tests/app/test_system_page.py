@@ -86,14 +86,19 @@ def test_a_supervisor_that_went_silent_is_warned_of(open_page: Open, home: Path)
     os.utime(home / "supervisor.lock", (five_minutes_ago, five_minutes_ago))
     app = open_page("system")
     assert numbers(app)["Supervisor"] == "Ready heartbeat 5 min ago"
-    assert "The supervisor has given no sign for 5 min" in words(app)
+    assert "The supervisor has given no sign for 5 min" in app.error[0].value
 
 
 def test_a_supervisor_that_waits_for_the_database_says_why(open_page: Open, home: Path) -> None:
     trouble.tell(home, "lab.sqlite3: another process has kept it locked for 30 s; try again")
     app = open_page("system")
     assert numbers(app)["Supervisor"] == "Waiting heartbeat just now"
-    assert formatting.plain("lab.sqlite3: another process has kept it locked for 30 s; try again.") in words(app)
+    assert [shown.value for shown in app.error] == [
+        formatting.plain(
+            "Runs and results wait until the database can be used: "
+            "lab.sqlite3: another process has kept it locked for 30 s; try again."
+        )
+    ]
 
 
 def test_settings_are_those_that_the_newest_run_here_recorded(open_page: Open, database: Database) -> None:
