@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgresql
+
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -40,6 +42,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PEFT_LAB_HOME", str(folder))
     monkeypatch.delenv("PEFT_LAB_DATABASE_URL", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server; what needs it is skipped, with the reason, where there can be none."""
+    reason = postgresql.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    started = postgresql.Server(*postgresql.CARELESS)
+    yield started
+    started.stop()
 
 
 @pytest.fixture

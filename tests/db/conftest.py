@@ -34,17 +34,6 @@ on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[postgresql.Server]:
-    """A PostgreSQL server; what needs it is skipped, with the reason, where there can be none."""
-    reason = postgresql.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    started = postgresql.Server(*postgresql.CARELESS)
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database without runs. Copying it takes a fifth of the time that migrating a new one does."""
     file = tmp_path_factory.mktemp("migrated") / "lab.sqlite3"
@@ -53,9 +42,9 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_url(server: postgresql.Server) -> str:
+def migrated_url(postgresql_server: postgresql.Server) -> str:
     """A PostgreSQL database that one test after the other uses: making one takes longer than most tests do."""
-    url = server.url(server.create())
+    url = postgresql_server.url(postgresql_server.create())
     open_database(url).close()
     return url
 
@@ -70,11 +59,11 @@ def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(server: postgresql.Server) -> Iterator[str]:
+def postgresql_url(postgresql_server: postgresql.Server) -> Iterator[str]:
     """A PostgreSQL database in which nothing is yet."""
-    name = server.create()
-    yield server.url(name)
-    server.drop(name)
+    name = postgresql_server.create()
+    yield postgresql_server.url(name)
+    postgresql_server.drop(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -66,13 +66,16 @@ def test_a_server_that_does_not_answer_is_one_sentence_without_the_password() ->
     refused("postgresql://nobody.invalid/lab", "cannot be reached: .*check the address", DatabaseUnavailable)
 
 
-def test_a_database_that_the_server_does_not_have_is_one_sentence(server: Server) -> None:
-    refused(server.url("nowhere"), 'database "nowhere" does not exist on this server; create it first, with createdb$')
+def test_a_database_that_the_server_does_not_have_is_one_sentence(postgresql_server: Server) -> None:
+    refused(
+        postgresql_server.url("nowhere"),
+        'database "nowhere" does not exist on this server; create it first, with createdb$',
+    )
 
 
-def test_a_database_that_cannot_store_every_text_is_refused(server: Server) -> None:
-    name = server.create(options="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
-    refused(server.url(name), "stores text as LATIN1; create it with the encoding UTF8$")
+def test_a_database_that_cannot_store_every_text_is_refused(postgresql_server: Server) -> None:
+    name = postgresql_server.create(options="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+    refused(postgresql_server.url(name), "stores text as LATIN1; create it with the encoding UTF8$")
 
 
 def test_the_tables_of_another_program_are_left_as_they_are(url: str) -> None:
