@@ -16,10 +16,12 @@ import itertools
 import random
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -31,11 +33,13 @@ from db import queue
 from engine.measure.environment import environment
 from engine.measure.process_memory import read_process_memory
 from engine.spec import parse_spec
+from tests.benchmarks import seeding
 from tests.benchmarks.lab import Lab, lab
 from tests.benchmarks.table import machine_line, save
 from tests.benchmarks.visitors import BrokenPage, Visitor
 
 PEOPLE = 10
+SEEDED_RUNS, SEEDED_VALUES = 2_000, 200_000
 LOOK_EVERY_S = 5.0
 #: Seconds a person stays on a page, and how many pages one tab lives.
 STAYS_S, PAGES_PER_TAB = (2.0, 8.0), (3, 12)
@@ -254,7 +258,11 @@ def main() -> None:
     warm_s, busy_s = WARM_UP_SHARE * all_s, (1 - IDLE_SHARE) * all_s
     machine = environment()
     print(machine_line(machine))
-    with lab() as here, here.dashboard() as (address, dashboard_pid):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lab(seeding.seed(Path(folder), SEEDED_RUNS, SEEDED_VALUES)) as here,
+        here.dashboard() as (address, dashboard_pid),
+    ):
         processes = processes_of(here, dashboard_pid)
         course = Course({name: [] for name in processes}, [database_now(here, 0.0)])
         print(header(list(processes)))
