@@ -153,6 +153,20 @@ def mixed(specs: Iterable[Measured], nodes: Sequence[NodeRow]) -> str | None:
     return f"This sweep would mix versions: {'; '.join(parts)}."
 
 
+def asked_for(spec: Mapping[str, Any]) -> str | None:
+    """Where a run is to be measured: "cuda:0 on north", "any NVIDIA L40S"; None for the CPU of whichever node is free.
+
+    Args:
+        spec: of any run, as its document; what only reads or predicts names no device.
+    """
+    device, node, device_type = spec.get("device", "cpu"), spec.get("node"), spec.get("device_type")
+    if node is not None:
+        return f"{device_type or device} on {node}"
+    if device_type is not None:
+        return f"any {device_type}"
+    return None if device == "cpu" else str(device)
+
+
 def waits_for(spec: Mapping[str, Any], nodes: Sequence[NodeRow]) -> str | None:
     """What a queued run waits for beyond its turn: a node or a device that is not there now; None if it is there.
 

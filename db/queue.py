@@ -219,7 +219,7 @@ def put_back(session: Session, run_id: int, *, is_abandoned: bool = False) -> bo
 
 
 def progress(session: Session, documents: Mapping[int, Mapping[str, Any]]) -> int:
-    """Record where running runs are ({"phase", "done", "total", "eta_s"} by id); also a heartbeat.
+    """Record where running runs are ({"phase", "done", "total", "eta_s", "node"} by id); also a heartbeat.
 
     Returns how many of them are still running.
     """

@@ -77,12 +77,16 @@ class Device:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a running job is: the phase, how many of its steps are done, and seconds left if that is known."""
+    """Where a running job is: the phase, how many of its steps are done, and seconds left if that is known.
+
+    ``node`` is the machine of a cluster that it runs on, which the job itself does not know.
+    """
 
     phase: str
     done: int = 0
     total: int = 0
     eta_s: float | None = None
+    node: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

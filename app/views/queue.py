@@ -30,7 +30,8 @@ def waiting_list(rows: list[RunRow]) -> None:
     with st.container(border=True, gap="xsmall", height=420 if len(rows) > 8 else "content"):
         for row in rows[:WAITING_SHOWN]:
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                said = [text for text in (row.sweep_name, places.waits_for(row.spec, state.nodes())) if text]
+                waits_for = places.waits_for(row.spec, state.nodes())
+                said = [text for text in (places.asked_for(row.spec), row.sweep_name, waits_for) if text]
                 more = "".join(f" :gray[· {formatting.plain(text)}]" for text in said)
                 st.markdown(f":gray[{row.id}] {progress.run_name(row)}{more}", width="content")
                 acting.button(

@@ -191,7 +191,8 @@ def run_title(row: RunRow) -> str:
     if row.kind == "inspect":
         return f"Inspect {model_label(row.model)}"
     if row.kind == "predict":
-        return f"Predict {len(row.spec.get('of', ()))} peaks of {model_label(row.model)}"
+        peaks = formatting.plural(len(row.spec.get("of", ())), "peak")
+        return f"Predict {peaks} of {model_label(row.model)}"
     if row.kind == "plan":
         return f"Plan what fits of {model_label(row.model)}"
     if row.kind == "merge_files":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import formatting, people, state
+from app import formatting, people, places, state
 from app.widgets import acting, labels, launching
 from app.widgets.estimates import Estimator
 from db import queue
@@ -88,11 +88,18 @@ def run_name(row: RunRow) -> str:
     return formatting.plain(labels.run_title(row))
 
 
+def place_text(row: RunRow) -> str | None:
+    """Where a running run is: "cpu on north", or what it asked for where there is one machine only."""
+    node = (row.progress or {}).get("node")
+    return f"{row.device} on {node}" if node else places.asked_for(row.spec)
+
+
 def running_card(row: RunRow, expected_s: float | None = None) -> None:
     """One running run with its bar, what it does now, the end of its log, and a button to cancel it."""
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.markdown(f"**{run_name(row)}**", width="content")
+            where = f" :gray[· {formatting.plain(place)}]" if (place := place_text(row)) else ""
+            st.markdown(f"**{run_name(row)}**{where}", width="content")
             with st.container(horizontal=True, vertical_alignment="center", width="content"):
                 st.page_link(
                     "views/run.py",

@@ -110,7 +110,7 @@ class RayWorker:
         self.log_bytes = 0
         self.ending: Ending | None = None
         self._submitted_s = time.monotonic()
-        self._progress: Progress | None = Progress(f"waiting for {kept.node.name}")
+        self._progress: Progress | None = Progress("waiting", node=kept.node.name)
         self._document: dict[str, Any] | None = None
         self.ended = threading.Event()
         # Readable once the run has ended, so that the supervisor need not ask.
@@ -158,7 +158,7 @@ class RayWorker:
 
     def saw(self, seen: dict[str, Any]) -> None:
         """Take in what the node told of the run."""
-        self._progress = None if seen["progress"] is None else Progress(**seen["progress"])
+        self._progress = Progress(**{**(seen["progress"] or {"phase": "starting"}), "node": self.node.name})
         self.append_log(seen["log"])
 
     def append_log(self, piece: bytes) -> None:

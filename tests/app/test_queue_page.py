@@ -58,6 +58,11 @@ def test_a_running_run_shows_phase_steps_time_and_the_end_of_its_log(
     assert "last line" in app.code[0].value
 
 
+def test_a_running_run_says_which_node_it_went_to(open_page: Open, database: Database) -> None:
+    stored.store(database, stored.init_document(), None, progress={"phase": "weights", "node": "north"})
+    assert "cpu on north" in words(open_page("queue"))
+
+
 def test_cancelling_a_running_run_asks_the_supervisor_and_says_so(open_page: Open, database: Database) -> None:
     run_id = stored.store(database, stored.init_document(), None)
     app = open_page("queue")
@@ -138,6 +143,13 @@ def test_a_lost_run_for_a_device_that_no_node_has_is_not_queued_and_the_page_say
     app.button(key=f"again_{lost}").click().run()
     assert list(states(database).values()) == ["lost"]
     assert formatting.plain(f"no node has cuda:1; there is cpu ({stored.CPU['name']})") in words(app)
+
+
+def test_waiting_runs_for_other_places_can_be_told_apart(open_page: Open, database: Database) -> None:
+    stored.queued(database, stored.init_document(node="here"), stored.init_document(node="box"))
+    shown = words(open_page("queue"))
+    assert "cpu on here" in shown
+    assert "cpu on box" in shown
 
 
 def test_a_run_that_waits_for_an_absent_node_says_so(open_page: Open, database: Database) -> None:

@@ -167,6 +167,7 @@ def test_runs_on_two_nodes_go_on_at_once_and_show_how_far_they_are(ready: Lab, e
     for run_id in (first, second):
         under_way(ready, run_id, eventually)
     assert {ready.run(run_id).state for run_id in (first, second)} == {"running"}
+    assert [ready.run(run_id).progress["node"] for run_id in (first, second)] == ["a", "other"]
     for run_id in (first, second):
         log = Path(ready.run(run_id).run_folder, "log.txt")
         eventually(lambda log=log: "repeat" in log.read_text(), "its log is here")

@@ -122,6 +122,20 @@ def test_a_sweep_over_nodes_of_different_versions_names_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"device": "cpu"}, None),
+        ({"of": []}, None),
+        ({"device": "cuda:1"}, "cuda:1"),
+        ({"device": "cpu", "node": "big"}, "cpu on big"),
+        ({"device": "cuda:0", "device_type": "NVIDIA L40S"}, "any NVIDIA L40S"),
+    ],
+)
+def test_a_run_says_where_it_is_to_be_measured_unless_any_cpu_will_do(spec: dict[str, str], text: str) -> None:
+    assert places.asked_for(spec) == text
+
+
+@pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
         ({}, None),
