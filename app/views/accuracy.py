@@ -17,6 +17,7 @@ from app.widgets.downloads import table_downloads
 from app.widgets.metrics import Card, Chart, cards, draw
 from app.widgets.predictions import Predicted
 from db import runs
+from db.chunks import chunks
 from db.runs import MetricValue, RunRow
 from db.session import database_url
 
@@ -47,10 +48,16 @@ def loaded(origin: Origin) -> Loaded:
 @st.cache_resource(ttl=60, max_entries=4, show_spinner=False)
 def _loaded(url: str, origin: Origin, run_ids: tuple[int, ...]) -> Loaded:
     origins = (labels.SAMPLE,) if origin == "sample" else ("local", "import")
+    found: list[RunRow] = []
+    of_others = 0
     with state.database().reading() as session:
-        rows = [row for row in runs.get_rows(session, run_ids) if row.origin in origins]
-        environments = runs.environments(session, [row.id for row in rows])
-        found, of_others = accuracy.comparable(rows, environments, predicted_runs.installed())
+        # In parts, as the environments of all runs at once would take more memory than all else on the page.
+        for part in chunks(run_ids):
+            rows = [row for row in runs.get_rows(session, part) if row.origin in origins]
+            environments = runs.environments(session, [row.id for row in rows])
+            of_these, others = accuracy.comparable(rows, environments, predicted_runs.installed())
+            found += of_these
+            of_others += others
         values = runs.metric_values(session, [row.id for row in found], accuracy.PEAKS)
     has_a_peak = {value.run_id for value in values}
     return Loaded([row for row in found if row.id in has_a_peak], of_others, values)
