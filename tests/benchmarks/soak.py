@@ -39,7 +39,7 @@ from tests.benchmarks.table import machine_line, save
 from tests.benchmarks.visitors import BrokenPage, Visitor
 
 PEOPLE = 10
-SEEDED_RUNS, SEEDED_VALUES = 2_000, 200_000
+SEEDED_RUNS, SEEDED_VALUES = 2_000, 192_000
 LOOK_EVERY_S = 5.0
 #: Seconds a person stays on a page, and how many pages one tab lives.
 STAYS_S, PAGES_PER_TAB = (2.0, 8.0), (3, 12)
