@@ -110,7 +110,7 @@ class RayWorker:
         self.log_bytes = 0
         self.ending: Ending | None = None
         self._submitted_s = time.monotonic()
-        self._progress: Progress | None = Progress("waiting", node=kept.node.name)
+        self._progress = Progress("waiting", node=kept.node.name)
         self._document: dict[str, Any] | None = None
         self.ended = threading.Event()
         # Readable once the run has ended, so that the supervisor need not ask.
@@ -130,7 +130,7 @@ class RayWorker:
         """Whether the run is still going on, or its result still on the way."""
         return not self.ended.is_set()
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress:
         """Where the job says it is, a quarter of a second ago."""
         return self._progress
 
