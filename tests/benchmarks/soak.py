@@ -1,13 +1,15 @@
 """Twenty minutes of work, and what they leave behind: memory, file handles and threads of each process, the database.
 
-The queue is kept filled with small runs of every kind, some of them cancelled, while ten people look at all pages and
-open new tabs again and again (sessions over WebSockets, no browser). The lab has two thousand runs from the start, as
-pages and what is kept of runs grow with the runs there are, which is no leak. Each process is looked at from outside,
-every few seconds. The first half is left to caches, and to the moment when most people happen to have asked for much at
-once, as the allocator keeps what that took; in the last tenth nobody asks for anything. A process is flat when the
-trend over the time between would not add more than 5 % to its memory, nor two handles; the database grows as planned
-when each run takes the room that runs took in the first half, within 10 %, and none while nothing happens. Does not
-measure how fast anything is. Run it with ``make soak``; it ends with status 1 when something grew.
+A small run is queued every few seconds, of every kind in turn, some of them cancelled, while ten people look at all
+pages and open new tabs again and again (sessions over WebSockets, no browser). What pages take grows with what is
+stored, which is no leak: the lab has two thousand runs from the start, and people look at the newest runs.
+
+Each process is looked at from outside, every few seconds. The first third is left to caches, and to the moment when
+most people happen to have asked for much at once, as the allocator keeps what that took; in the last tenth nobody asks
+for anything. A process is flat when the trend over the time between would not add more than 5 % to its memory, nor two
+handles; the database grows as planned when each run takes the room that runs took in the first third, within 10 %, and
+none while nothing happens. Does not measure how fast anything is. Run it with ``make soak``; it ends with status 1 when
+something grew.
 """
 
 from __future__ import annotations
@@ -45,10 +47,12 @@ SEEDED_RUNS, SEEDED_VALUES = 2_000, 192_000
 LOOK_EVERY_S = 5.0
 #: Seconds a person stays on a page, and how many pages one tab lives.
 STAYS_S, PAGES_PER_TAB = (2.0, 8.0), (3, 12)
-WARM_UP_SHARE, IDLE_SHARE = 0.5, 0.1
+WARM_UP_SHARE, IDLE_SHARE = 1 / 3, 0.1
 FLAT_SHARE, FLAT_HANDLES, PLAN_SHARE = 0.05, 2.0, 0.1
 MIB = 2**20
-QUEUED = 4
+RUN_EVERY_S = 5.0
+#: Of the newest so many runs one is looked at, or two are compared.
+NEWEST = 40
 #: One run in so many is cancelled.
 CANCEL_EVERY = 10
 SMALL: dict[str, Any] = {"model": "tiny-test", "repeats": 2, "warmup": 0}
@@ -152,22 +156,16 @@ def database_now(here: Lab, time_s: float) -> Stored:
 
 
 def keep_busy(here: Lab, ended: threading.Event) -> None:
-    """Keep runs waiting until told to stop; some are cancelled as soon as they are there."""
+    """Queue a run now and then until told to stop; some are cancelled as soon as they are there."""
     work = itertools.cycle(WORK)
     for number in itertools.count(1):
-        while queued(here) >= QUEUED:
-            if ended.wait(0.5):
-                return
+        if ended.wait(RUN_EVERY_S):
+            return
         spec = parse_spec({**next(work), "seed": number})
         with here.database.writing() as session:
             run_ids = queue.enqueue(session, [new_run(spec)])
             if number % CANCEL_EVERY == 0:
                 queue.request_cancel(session, run_ids)
-
-
-def queued(here: Lab) -> int:
-    with here.database.reading() as session:
-        return queue.queue_depth(session)
 
 
 def browse(address: str, seed: int, stored: Sequence[Stored], ended: threading.Event, course: Course) -> None:
@@ -177,8 +175,8 @@ def browse(address: str, seed: int, stored: Sequence[Stored], ended: threading.E
         try:
             with Visitor(address) as visitor:
                 for _ in range(draw.randint(*PAGES_PER_TAB)):
-                    newest = max(stored[-1].runs, 1)
-                    one, other = draw.randint(1, newest), draw.randint(1, newest)
+                    newest = stored[-1].runs
+                    one, other = (draw.randint(newest - NEWEST + 1, newest) for _ in range(2))
                     visitor.open(draw.choice(PAGES).format(one=one, other=other))
                     course.pages += 1
                     visitor.look(draw.uniform(*STAYS_S))
