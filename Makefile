@@ -36,7 +36,7 @@ $(ROOT)/.venv/installed-cluster: $(ROOT)/engine/executors/requirements-cluster.t
 
 run: $(ROOT)/.venv/installed ## start the dashboard on http://127.0.0.1:8501
 	@$(IN_ROOT) "$(BIN)/python" -m db upgrade
-	@$(IN_ROOT) exec "$(BIN)/python" -m streamlit run app/server.py
+	@$(IN_ROOT) exec "$(BIN)/python" -m app
 
 cluster: $(ROOT)/.venv/installed-cluster ## add what more than one machine needs: Ray and PostgreSQL's driver
 

@@ -1,6 +1,6 @@
 """The dashboard's server: what pages need is imported and used once before the first of them is asked for.
 
-Run from the repository root with ``python -m streamlit run app/server.py``. Each visit runs ``app/main.py``.
+``python -m app`` starts it. Each visit runs ``app/main.py``.
 """
 
 from __future__ import annotations

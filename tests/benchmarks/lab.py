@@ -72,17 +72,23 @@ class Lab:
 
     def dashboard(self, port: int | None = None) -> AbstractContextManager[Dashboard]:
         """A dashboard on this lab, in a process of its own that no page has been asked of yet."""
-        return serving(self.home, "app/server.py", port)
+        return serving(self.home, "app", port=port)
 
 
 @contextlib.contextmanager
-def serving(home: Path, script: str, port: int | None = None) -> Iterator[Dashboard]:
-    """Streamlit with this script and nothing opened yet, on this port or a free one; its log goes to ``home``."""
+def serving(home: Path, *module: str, port: int | None = None) -> Iterator[Dashboard]:
+    """A server with nothing opened yet, on this port or a free one; its log goes to ``home``.
+
+    Args:
+        home: a folder for the log.
+        module: ``app``, or ``streamlit``, ``run`` and a script.
+        port: None for a free one.
+    """
     if port is None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-    process = _start(home, "dashboard.log", "-m", "streamlit", "run", script, f"--server.port={port}")
+    process = _start(home, "dashboard.log", "-m", *module, f"--server.port={port}")
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(150):

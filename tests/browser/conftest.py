@@ -42,7 +42,7 @@ class Dashboard:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "streamlit", "run", "app/server.py", f"--server.port={self._port}"]
+        command = [sys.executable, "-m", "app", f"--server.port={self._port}"]
         with (self.home / "dashboard.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--server.headless=true", *self._options],
@@ -58,6 +58,12 @@ class Dashboard:
                 return
             time.sleep(0.1)
         pytest.fail((self.home / "dashboard.log").read_text())
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None, "the server is not started"
+        return self._process.pid
 
     def kill(self) -> None:
         """End the server as a crash would."""

@@ -143,7 +143,7 @@ def test_a_model_that_exceeds_the_machine_leaves_the_dashboard_and_the_run_besid
     database = open_database()
     with database.writing() as db:
         beside, too_large = queue.enqueue(db, [new_run(BESIDE), new_run(TOO_LARGE)])
-    command = [sys.executable, "-m", "streamlit", "run", "app/server.py", f"--server.port={port}"]
+    command = [sys.executable, "-m", "app", f"--server.port={port}"]
     started = [machine.start(*command, "--server.headless=true")]
     visitor = Visitor(address)
     try:
