@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 VERSION_TABLE = "peft_lab_schema"
 BUSY_TIMEOUT_S = 30.0
+_CONNECTIONS, _KEPT_CONNECTIONS = 15, 2
 #: SQLite's errors that say nothing of the data and may pass.
 _PASSING = (
     sqlite3.SQLITE_BUSY,
@@ -403,6 +404,9 @@ def _create_engine(url: URL, *, migrating: bool = False) -> Engine:
         return create_engine(url, pool_pre_ping=True, **options)
     path = Path(url.database or "").absolute()
     opened: list[tuple[int, int] | None] = []
+    if not migrating:
+        # As many at once as SQLAlchemy allows by itself, but few stay open: each keeps 2 MiB of the file's pages.
+        options |= {"pool_size": _KEPT_CONNECTIONS, "max_overflow": _CONNECTIONS - _KEPT_CONNECTIONS}
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **options)
 
     @event.listens_for(engine, "connect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.pool import QueuePool
 
 from db import queue
 from db.models import Metric
@@ -73,6 +75,16 @@ def test_every_connection_is_durable_checks_foreign_keys_and_waits(database: Dat
         with opened() as session:
             queue.queue_depth(session)  # a connection knows the file's journal mode once it has read from it
             assert {name: session.scalar(text(f"PRAGMA {name}")) for name in expected} == expected
+
+
+@on_sqlite
+def test_few_connections_stay_open_once_many_have_read_at_a_time(database: Database) -> None:
+    with contextlib.ExitStack() as readers:
+        for _ in range(10):
+            queue.queue_depth(readers.enter_context(database.reading()))
+    pool = database._engine.pool
+    assert isinstance(pool, QueuePool)
+    assert pool.checkedin() == 2
 
 
 def test_a_metric_cannot_refer_to_a_run_that_does_not_exist(database: Database) -> None:
