@@ -160,6 +160,27 @@ def wrapped(text: str, width: int = 30, lines: int = 2) -> str:
     return "<br>".join(html.escape(row, quote=False) for row in rows)
 
 
+def wrapped_apart(labels: Sequence[str], width: int = 30, lines: int = 2) -> list[str]:
+    """Each label as :func:`wrapped` has it; those that would read alike leave out the parts that they share.
+
+    Args:
+        labels: escaped labels, each of parts joined by ", "; their first part always stays.
+        width: characters on a line.
+        lines: how many lines at most.
+    """
+    texts = {label: wrapped(label, width, lines) for label in labels}
+    by_text: dict[str, list[str]] = {}
+    for label, text in texts.items():
+        by_text.setdefault(text, []).append(label)
+    for alike in by_text.values():
+        shared = set.intersection(*(set(label.split(", ")) for label in alike))
+        for label in alike:
+            head, *rest = label.split(", ")
+            if own := [part for part in rest if part not in shared]:
+                texts[label] = wrapped(f"{head} … {', '.join(own)}", width, lines)
+    return [texts[label] for label in labels]
+
+
 def value_axis(low: float, high: float, unit: str, *, is_log: bool, room: float = 1.08) -> dict[str, Any]:
     """Range and ticks of an axis of measured values, for ``update_xaxes`` or ``update_yaxes``.
 
@@ -294,7 +315,7 @@ def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
         categoryorder="array",
         categoryarray=list(labels)[::-1],
         tickvals=list(labels),
-        ticktext=[wrapped(label) if len(labels) <= _ROOMY_ROWS else wrapped(label, 44, lines=1) for label in labels],
+        ticktext=wrapped_apart(labels) if len(labels) <= _ROOMY_ROWS else wrapped_apart(labels, 44, lines=1),
         tickfont={"size": 13},
         showgrid=False,
         title=None,

@@ -153,3 +153,30 @@ def test_a_label_keeps_its_letters_when_it_is_wrapped_and_cut() -> None:
     assert parts.wrapped("a &lt;b&gt; c", 5) == "a &lt;b&gt;<br>c"
     assert parts.wrapped("word " * 40, 20).endswith("…")
     assert parts.wrapped("word " * 40, 20).count("<br>") == 1
+
+
+_OF_A_SWEEP = [
+    f"DoRA · Stock PEFT, SmolLM2 135M, bfloat16, rank {rank}, alpha 32, {modules}"
+    for rank, modules in ((8, "qv"), (16, "qv"), (16, "all-linear"))
+]
+
+
+def test_labels_that_would_be_cut_alike_leave_out_what_they_share() -> None:
+    assert len({parts.wrapped(label, 44, lines=1) for label in _OF_A_SWEEP}) == 1
+    assert parts.wrapped_apart(_OF_A_SWEEP, 44, lines=1) == [
+        "DoRA · Stock PEFT … rank 8, qv",
+        "DoRA · Stock PEFT … rank 16, qv",
+        "DoRA · Stock PEFT … rank 16, all-linear",
+    ]
+
+
+def test_labels_that_read_different_stay_whole() -> None:
+    assert parts.wrapped_apart(["LoRA", _OF_A_SWEEP[0]], 44, lines=1) == [
+        "LoRA",
+        parts.wrapped(_OF_A_SWEEP[0], 44, lines=1),
+    ]
+
+
+def test_labels_that_nothing_tells_apart_are_cut_all_the_same() -> None:
+    alike = ["word " * 20 + "one", "word " * 20 + "two"]
+    assert parts.wrapped_apart(alike, 20, lines=1) == [parts.wrapped(label, 20, lines=1) for label in alike]
