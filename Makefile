@@ -55,9 +55,9 @@ test: ruff chromium postgresql ## lint and all tests: browser, engine, faults, f
 
 .PHONY: ruff mypy tests-side-by-side
 tests-side-by-side:
-	@# A thread each: the two processes would wait for each other's. What measures sets its own. Long files go first,
-	@# so that neither process is left with one at the end.
-	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile \
+	@# Three for two cores: tests wait for processes a third of their time. A thread each, else they would wait for each
+	@# other's; what measures sets its own. Long files go first, so that no process is left with one at the end.
+	@$(IN_ROOT) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$(BIN)/python" -m pytest --numprocesses 3 --dist loadfile \
 	  --no-loadscope-reorder -m "not alone" tests/browser tests/faults tests/engine tests/fuzz tests/app tests/db tests/unit
 
 lint: ruff mypy ## ruff and mypy
