@@ -29,7 +29,8 @@ from tests.simulated_cluster import ROOT, SimulatedCluster
 pytest.importorskip("ray", reason="Ray is not installed; `make cluster` installs it")
 
 Wait = Callable[..., None]
-START_S = 120.0
+#: Each node imports torch and PEFT twice, all at the same time and beside other tests: two minutes have been too few.
+START_S = 300.0
 
 
 @dataclass
