@@ -11,7 +11,8 @@ import html
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -161,24 +162,42 @@ def wrapped(text: str, width: int = 30, lines: int = 2) -> str:
 
 
 def wrapped_apart(labels: Sequence[str], width: int = 30, lines: int = 2) -> list[str]:
-    """Each label as :func:`wrapped` has it; those that would read alike leave out the parts that they share.
+    """Each label as :func:`wrapped` has it; of those that would read alike what tells them apart comes before the rest.
 
     Args:
-        labels: escaped labels, each of parts joined by ", "; their first part always stays.
+        labels: escaped labels, each of parts joined by ", ".
         width: characters on a line.
         lines: how many lines at most.
     """
     texts = {label: wrapped(label, width, lines) for label in labels}
-    by_text: dict[str, list[str]] = {}
-    for label, text in texts.items():
-        by_text.setdefault(text, []).append(label)
-    for alike in by_text.values():
-        shared = set.intersection(*(set(label.split(", ")) for label in alike))
-        for label in alike:
-            head, *rest = label.split(", ")
-            if own := [part for part in rest if part not in shared]:
-                texts[label] = wrapped(f"{head} … {', '.join(own)}", width, lines)
+    times = Counter(texts.values())
+    for label in (label for label, text in texts.items() if times[text] > 1):
+        of_label = label.split(", ")
+        others = [set(other.split(", ")) for other in texts if other != label and other.startswith(of_label[0])]
+        own = [at for at in range(1, len(of_label)) if not all(of_label[at] in other for other in others)]
+        if own := _enough(of_label, own, others):
+            # After as many of the parts before it as there is room for.
+            told = [wrapped(_kept(of_label, [*range(first), *own]), width, lines) for first in range(own[0], 0, -1)]
+            texts[label] = next((text for text in told if not text.endswith("…")), told[-1])
     return [texts[label] for label in labels]
+
+
+def _enough(parts: Sequence[str], own: list[int], others: Sequence[Collection[str]]) -> list[int]:
+    """The fewest of the places in ``own`` whose parts no other label has together; all where even these one has."""
+
+    def has_another(places: Sequence[int]) -> bool:
+        return any(all(parts[at] in other for at in places) for other in others)
+
+    # All of them first: were another one's among them, every choice would be looked at in vain.
+    sizes = range(1, len(own)) if not has_another(own) else ()
+    choices = (list(some) for number in sizes for some in itertools.combinations(own, number))
+    return next((some for some in choices if not has_another(some)), own)
+
+
+def _kept(parts: Sequence[str], places: Sequence[int]) -> str:
+    """The parts at these places, with an ellipsis where some between them are left out."""
+    gaps = (", " if at == before + 1 else " … " for before, at in itertools.pairwise(places))
+    return parts[places[0]] + "".join(gap + parts[at] for gap, at in zip(gaps, places[1:], strict=True))
 
 
 def value_axis(low: float, high: float, unit: str, *, is_log: bool, room: float = 1.08) -> dict[str, Any]:
@@ -315,7 +334,7 @@ def name_axis(figure: go.Figure, labels: Sequence[str]) -> None:
         categoryorder="array",
         categoryarray=list(labels)[::-1],
         tickvals=list(labels),
-        ticktext=wrapped_apart(labels) if len(labels) <= _ROOMY_ROWS else wrapped_apart(labels, 44, lines=1),
+        ticktext=wrapped_apart(labels) if len(labels) <= _ROOMY_ROWS else wrapped_apart(labels, 58, lines=1),
         tickfont={"size": 13},
         showgrid=False,
         title=None,

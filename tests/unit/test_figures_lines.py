@@ -164,10 +164,23 @@ _OF_A_SWEEP = [
 def test_labels_that_would_be_cut_alike_leave_out_what_they_share() -> None:
     assert len({parts.wrapped(label, 44, lines=1) for label in _OF_A_SWEEP}) == 1
     assert parts.wrapped_apart(_OF_A_SWEEP, 44, lines=1) == [
-        "DoRA · Stock PEFT … rank 8, qv",
-        "DoRA · Stock PEFT … rank 16, qv",
-        "DoRA · Stock PEFT … rank 16, all-linear",
+        "DoRA · Stock PEFT, SmolLM2 135M … rank 8",
+        "DoRA · Stock PEFT … rank 16 … qv",
+        "DoRA · Stock PEFT, SmolLM2 135M … all-linear",
     ]
+
+
+def test_what_tells_labels_apart_is_said_once() -> None:
+    labels = [f"LoRA · Fast, GPT-2, rank {rank}, alpha 16, all-linear" for rank in (8, 16)]
+    assert parts.wrapped_apart(labels, 26, lines=1) == ["LoRA · Fast, GPT-2, rank 8", "LoRA · Fast … rank 16"]
+
+
+def test_what_tells_labels_apart_is_cut_only_where_there_is_no_room_for_it() -> None:
+    assert parts.wrapped_apart(_OF_A_SWEEP[1:], 30, lines=1) == [
+        "DoRA · Stock PEFT … qv",
+        "DoRA · Stock PEFT … all-linear",
+    ]
+    assert parts.wrapped_apart(_OF_A_SWEEP[1:], 24, lines=1) == ["DoRA · Stock PEFT … qv", "DoRA · Stock PEFT … …"]
 
 
 def test_labels_that_read_different_stay_whole() -> None:
