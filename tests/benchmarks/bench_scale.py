@@ -88,7 +88,7 @@ def empty_page(browser: Browser, rounds: int) -> dict[str, list[float]]:
         script = Path(folder, "empty.py")
         script.write_text("import streamlit as st\nst.title('Empty')\n")
         for _ in range(rounds):
-            with serving(Path(folder), "streamlit", "run", str(script)) as board, tab(browser) as page:
+            with serving(Path(folder), ["streamlit", "run", str(script)]) as board, tab(browser) as page:
                 cold_s.append(opened(page, board.address, "/", "h1"))
                 warm_s.append(opened(page, board.address, "/", "h1"))
     return {"empty Streamlit page, first visit": cold_s, "empty Streamlit page, reload": warm_s}

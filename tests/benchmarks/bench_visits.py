@@ -149,7 +149,7 @@ def main() -> None:
         here = stack.enter_context(lab(seeding.seed(folder)))
         script = here.home / "empty.py"
         script.write_text("import streamlit as st\nst.title('Empty')\n")
-        nothing = partial(serving, here.home, "streamlit", "run", str(script))
+        nothing = partial(serving, here.home, ["streamlit", "run", str(script)])
         show("empty Streamlit page", [visits(chromium, nothing, "/", "h1") for _ in range(options.rounds)])
         pages = {"Runs": ("/runs", TABLE, RUNS_TARGET_S)}
         pages |= {name: (address, CHARTS, COMPARE_TARGET_S) for name, address in compared(here).items()}

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,16 +72,16 @@ class Lab:
 
     def dashboard(self, port: int | None = None) -> AbstractContextManager[Dashboard]:
         """A dashboard on this lab, in a process of its own that no page has been asked of yet."""
-        return serving(self.home, "app", port=port)
+        return serving(self.home, ["app"], port)
 
 
 @contextlib.contextmanager
-def serving(home: Path, *module: str, port: int | None = None) -> Iterator[Dashboard]:
+def serving(home: Path, module: Sequence[str], port: int | None = None) -> Iterator[Dashboard]:
     """A server with nothing opened yet, on this port or a free one; its log goes to ``home``.
 
     Args:
         home: a folder for the log.
-        module: ``app``, or ``streamlit``, ``run`` and a script.
+        module: what Python runs, with its arguments: ``app``, or ``streamlit``, ``run`` and a script.
         port: None for a free one.
     """
     if port is None:
