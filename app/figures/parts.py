@@ -172,26 +172,34 @@ def wrapped_apart(labels: Sequence[str], width: int = 30, lines: int = 2) -> lis
     texts = {label: wrapped(label, width, lines) for label in labels}
     times = Counter(texts.values())
     for label in (label for label, text in texts.items() if times[text] > 1):
-        of_label = label.split(", ")
-        others = [set(other.split(", ")) for other in texts if other != label and other.startswith(of_label[0])]
-        own = [at for at in range(1, len(of_label)) if not all(of_label[at] in other for other in others)]
-        if own := _enough(of_label, own, others):
+        of_label = _parts(label)
+        others = [parts for parts in map(_parts, texts) if parts != of_label and parts[0] == of_label[0]]
+        if own := _enough(of_label, others):
             # After as many of the parts before it as there is room for.
             told = [wrapped(_kept(of_label, [*range(first), *own]), width, lines) for first in range(own[0], 0, -1)]
             texts[label] = next((text for text in told if not text.endswith("…")), told[-1])
     return [texts[label] for label in labels]
 
 
-def _enough(parts: Sequence[str], own: list[int], others: Sequence[Collection[str]]) -> list[int]:
-    """The fewest of the places in ``own`` whose parts no other label has together; all where even these one has."""
+def _parts(label: str) -> list[str]:
+    return label.split(", ")
 
-    def has_another(places: Sequence[int]) -> bool:
-        return any(all(parts[at] in other for at in places) for other in others)
 
-    # All of them first: were another one's among them, every choice would be looked at in vain.
-    sizes = range(1, len(own)) if not has_another(own) else ()
-    choices = (list(some) for number in sizes for some in itertools.combinations(own, number))
-    return next((some for some in choices if not has_another(some)), own)
+def _enough(parts: Sequence[str], others: Sequence[Collection[str]]) -> list[int]:
+    """Places of few parts that no other label has together, the first not among them; all that may help if none do.
+
+    In each step the one that fewest of the remaining labels have: not always the fewest, but soon found.
+    """
+    own = [at for at in range(1, len(parts)) if any(parts[at] not in other for other in others)]
+    chosen, left = [], others
+    while left:
+        best = max(own, key=lambda at: sum(parts[at] not in other for other in left), default=0)
+        still = [other for other in left if parts[best] in other]
+        if len(still) == len(left):
+            return own
+        chosen.append(best)
+        left = still
+    return sorted(chosen)
 
 
 def _kept(parts: Sequence[str], places: Sequence[int]) -> str:
