@@ -51,7 +51,7 @@ test: ruff chromium postgresql ## lint and all tests: browser, engine, faults, f
 	@# The types are checked beside the tests: that takes a minute of one core.
 	@$(MAKE) -f "$(ROOT)/Makefile" --no-print-directory --jobs 2 mypy tests-side-by-side
 	@# By themselves: these hold promised times.
-	@$(IN_ROOT) "$(BIN)/python" -m pytest -m alone tests/browser
+	@$(IN_ROOT) "$(BIN)/python" -m pytest -m alone tests/browser tests/engine tests/unit
 
 .PHONY: ruff mypy tests-side-by-side
 tests-side-by-side:

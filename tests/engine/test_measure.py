@@ -160,14 +160,12 @@ def test_environment_is_plain_json_and_says_what_it_ran_on() -> None:
     assert facts["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.alone
 def test_environment_is_ready_at_once_the_second_time() -> None:
     environment.preload()
-    took_s = []
-    for _ in range(5):  # one of them is not kept waiting by others on this machine
-        start = time.perf_counter()
-        environment.environment()
-        took_s.append(time.perf_counter() - start)
-    assert min(took_s) < 0.02
+    start = time.perf_counter()
+    environment.environment()
+    assert time.perf_counter() - start < 0.02
 
 
 def test_environment_records_the_worker_variables_that_are_really_set(monkeypatch: pytest.MonkeyPatch) -> None:
