@@ -4,12 +4,11 @@ A small run is queued every few seconds, of every kind in turn, some of them can
 pages and open new tabs again and again (sessions over WebSockets, no browser). What pages take grows with what is
 stored, which is no leak: the lab has two thousand runs from the start, and people look at the newest runs.
 
-Each process is looked at from outside, every few seconds. The first quarter is left to caches, and to the moment when
-most people happen to have asked for much at once, as the allocator keeps what that took; in the last tenth nobody asks
-for anything. A process is flat when the trend over the time between would not add more than 5 % to its memory, nor two
-handles; the database grows as planned when each run takes the room that runs took in the first quarter, within 10 %,
-and none while nothing happens. Does not measure how fast anything is. Run it with ``make soak``; it ends with status 1
-when something grew.
+Each process is looked at from outside, every few seconds. The first quarter is left to caches; in the last tenth nobody
+asks for anything. A process is flat when the trend over the time between would not add more than 5 % to its memory, nor
+two handles; the database grows as planned when each run takes the room that runs took in the first quarter, within
+10 %, and none while nothing happens. Does not measure how fast anything is. Run it with ``make soak``; it ends with
+status 1 when something grew.
 """
 
 from __future__ import annotations
